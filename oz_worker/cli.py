@@ -1,0 +1,140 @@
+"""The command line: parse, dispatch, errors to sentences and exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Iterable, Sequence
+
+from oz_worker.errors import ExitCode, OzWorkerError
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command and return its exit code. What a user or a server can cause ends in sentences on stderr."""
+    _open_closed_streams()
+    try:
+        return _dispatch(argv)
+    except OzWorkerError as error:
+        _say(str(error).splitlines())
+        return int(error.exit_code)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # `| head` has seen enough; the interpreter must not complain about it again while it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return int(ExitCode.FAULT)
+
+
+def _open_closed_streams() -> None:
+    """Whoever started us may have closed 0, 1 or 2: the next file that we open would get that number, and our log
+    would be written into it."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != descriptor:
+                os.dup2(opened, descriptor)
+                os.close(opened)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r+", encoding="utf-8"))  # noqa: SIM115 (as long as the process)
+
+
+def _dispatch(argv: Sequence[str]) -> int:
+    from oz_worker.config import flags
+
+    arguments = flags.parse(argv)
+    if arguments.command == "run":
+        return _version() if arguments.version else _run(arguments)
+    commands = {"check": _check, "status": _status, "drain": _drain, "logs": _logs, "dev": _dev}
+    return commands[arguments.command](arguments)
+
+
+def _version() -> int:
+    from oz_worker import __version__
+
+    _print(f"oz-worker {__version__}\n")
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from oz_worker.config.load import load
+
+    loaded = load(arguments, os.environ)
+    from oz_worker.daemon import run
+
+    code = run(loaded.settings, loaded.warnings)
+    # Not by the interpreter's own exit: it waits for, or trips over, threads that nothing can wake (see `daemon`).
+    os._exit(code)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from oz_worker.config.load import load
+    from oz_worker.config.reading import Reading
+
+    reading = Reading(os.environ)
+    try:
+        loaded = load(arguments, os.environ, reading)
+    finally:
+        _say(f"warning: {warning}" for warning in reading.warnings)
+    if arguments.print_config:
+        from oz_worker.config.show import show
+
+        _print(show(loaded))
+    else:
+        _print(
+            "The configuration is usable. This version checks nothing else: no network, no engine, no permissions.\n"
+        )
+    return int(ExitCode.STOPPED)
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from oz_worker.config.commands import place
+
+    state_dirs, instance_id = place(arguments, os.environ)
+    from oz_worker.observe.status import status_command
+
+    return status_command(state_dirs, instance_id=instance_id, all_instances=arguments.all, as_json=arguments.json)
+
+
+def _drain(arguments: argparse.Namespace) -> int:
+    from oz_worker.config.commands import place, waiting_time
+
+    state_dirs, instance_id = place(arguments, os.environ)
+    wait = waiting_time(arguments.wait, os.environ)
+    from oz_worker.observe.status import drain_command
+
+    return drain_command(
+        state_dirs, instance_id=instance_id, all_instances=arguments.all, as_json=arguments.json, wait=wait
+    )
+
+
+def _logs(arguments: argparse.Namespace) -> int:
+    from oz_worker.config.commands import place
+
+    state_dirs, instance_id = place(arguments, os.environ)
+    from oz_worker.observe.status import logs_command
+
+    return logs_command(state_dirs, task_id=arguments.task, instance_id=instance_id)
+
+
+def _dev(arguments: argparse.Namespace) -> int:
+    from oz_worker.config.commands import dev_values
+
+    values = dev_values(arguments, os.environ)
+    from oz_worker.devplane.run import DevOptions, dev_command
+
+    return dev_command(DevOptions(**values))
+
+
+def _say(lines: Iterable[str]) -> None:
+    for line in lines:
+        sys.stderr.write(f"oz_worker: {line}\n")
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()  # a closed pipe must be noticed here, where it is handled

@@ -1,0 +1,56 @@
+"""Where state lives when nobody says (design 5)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from typing import Mapping, Sequence
+
+_SYSTEM_BASE = "/var/lib/oz/state"
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
+
+
+def worker_directory(worker_id: str) -> str:
+    """*worker_id* as one component of a path: others become `_`, and 8 hex digits tell such ids apart."""
+    safe = _UNSAFE.sub("_", worker_id)
+    if safe == worker_id and safe.strip(".") and len(safe) <= 128:
+        return safe
+    digest = hashlib.sha256(worker_id.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{safe[:100]}_{digest[:8]}" if safe.strip(".") else f"_{digest[:8]}"
+
+
+def user_base(environ: Mapping[str, str]) -> str:
+    """Where a user other than root keeps state, by the XDG rules (which say to ignore a relative path)."""
+    base = environ.get("XDG_STATE_HOME", "")
+    home = environ.get("HOME") or os.path.expanduser("~")
+    return os.path.join(base if base.startswith("/") else os.path.join(home, ".local", "state"), "oz-worker")
+
+
+def state_base(environ: Mapping[str, str]) -> str:
+    """The directory that holds one state directory for each worker id of this user."""
+    return _SYSTEM_BASE if os.geteuid() == 0 else user_base(environ)
+
+
+def systemd_state_dir(environ: Mapping[str, str]) -> str:
+    """`$STATE_DIRECTORY`, the first of them when a unit has several; "" when there is none."""
+    return environ.get("STATE_DIRECTORY", "").split(":")[0]
+
+
+def default_state_dir(worker_id: str, environ: Mapping[str, str]) -> str:
+    """Where *worker_id* keeps its state unless the configuration names another place."""
+    return systemd_state_dir(environ) or os.path.join(state_base(environ), worker_directory(worker_id))
+
+
+def known_state_dirs(environ: Mapping[str, str]) -> Sequence[str]:
+    """Every state directory of this user at the default places, for commands that were not told a worker."""
+    found = systemd_state_dir(environ)
+    return [found] if found else directories_below(state_base(environ))
+
+
+def directories_below(base: str) -> Sequence[str]:
+    """The directories in *base*, sorted; none when it is absent or closed: no worker has run here as this user."""
+    try:
+        return sorted(entry.path for entry in os.scandir(base) if entry.is_dir(follow_symlinks=False))
+    except OSError:
+        return []

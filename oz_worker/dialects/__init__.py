@@ -1,0 +1,1 @@
+"""Control planes' wire formats: frame to engine command, engine report to frame."""

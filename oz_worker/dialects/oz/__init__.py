@@ -1,0 +1,1 @@
+"""The Oz dialect (oz.md 4-7)."""

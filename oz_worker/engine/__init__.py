@@ -1,0 +1,1 @@
+"""A task's life: admission, its thread, the verdict, the outbox, recovery."""

@@ -1,0 +1,101 @@
+"""`task_output: log`: the output of running tasks, redacted, line by line in the worker's own log."""
+
+from __future__ import annotations
+
+import codecs
+import logging
+import threading
+from pathlib import Path
+from typing import Callable, Iterable, NamedTuple
+
+from oz_worker import threads
+from oz_worker.backends.base import Unit
+from oz_worker.redact import RedactedStream, Redactor
+
+logger = logging.getLogger("oz_worker.task")
+
+PAUSE_SECONDS = 0.5
+PIECE = 256 * 1024
+LONGEST_LINE = 8 * 1024
+
+
+class Source(NamedTuple):
+    """A unit whose output is followed."""
+
+    name: str  # the task's, for the log line
+    unit: Unit
+    file: Path
+
+
+class _Reading:
+    """How far one file has been shown."""
+
+    def __init__(self, secrets: tuple[str, ...]) -> None:
+        self.offset = 0
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.stream = RedactedStream(Redactor(secrets))
+        self.line = ""
+
+
+class Follower:
+    """Thread `output`: owned by the daemon, blocks in `Event.wait` (woken by `stop`) and in reads of local files.
+
+    The lock guards the readings and is held while a file is read, so that a task's own thread, which shows the rest
+    before the file is removed, and this one never show a piece twice.
+    """
+
+    def __init__(self, sources: Callable[[], Iterable[Source]], own_secrets: tuple[str, ...]) -> None:
+        self._sources = sources
+        self._own_secrets = own_secrets
+        self._lock = threading.Lock()
+        self._readings: dict[str, _Reading] = {}
+        self._stop = threading.Event()
+
+    def start(self, on_death: threads.OnDeath) -> None:
+        """Start the thread."""
+        threads.start("output", self._run, on_death)
+
+    def stop(self) -> None:
+        """End it; it needs no joining, it owns nothing."""
+        self._stop.set()
+
+    def finish(self, source: Source) -> None:
+        """Show what is left of an ended task's output. Called by the task's thread before the file is removed."""
+        with self._lock:
+            self._show(source)
+            reading = self._readings.pop(source.unit.name, None)
+        if reading is not None:
+            self._log(source, reading, reading.stream.flush() + "\n")
+
+    def _run(self) -> None:
+        while not self._stop.wait(PAUSE_SECONDS):
+            for source in self._sources():
+                with self._lock:
+                    self._show(source)
+
+    def _show(self, source: Source) -> None:
+        """Requires holding the lock."""
+        if source.unit.secrets is None:
+            return  # no longer known: nothing can be redacted
+        reading = self._readings.get(source.unit.name)
+        if reading is None:
+            reading = self._readings[source.unit.name] = _Reading((*self._own_secrets, *source.unit.secrets))
+        try:
+            with source.file.open("rb") as file:
+                if file.seek(0, 2) < reading.offset:  # it was cut at task_log_max; a notice stands at its head
+                    reading.offset = 0
+                file.seek(reading.offset)
+                while piece := file.read(PIECE):
+                    reading.offset += len(piece)
+                    self._log(source, reading, reading.stream.feed(reading.decoder.decode(piece)))
+        except OSError:
+            return  # not there yet, or already removed
+
+    @staticmethod
+    def _log(source: Source, reading: _Reading, text: str) -> None:
+        *lines, reading.line = (reading.line + text).split("\n")
+        if len(reading.line) > LONGEST_LINE:
+            lines, reading.line = [*lines, reading.line], ""
+        for line in lines:
+            if line:
+                logger.info("task %s | %s", source.name, line[:LONGEST_LINE])

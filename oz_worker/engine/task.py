@@ -1,0 +1,420 @@
+"""One task from its durable row to its end: what runs on the task's own thread.
+
+Who decides between an end, a cancel, a deadline and a stop of the worker: the transaction that comes first on the
+store's thread. `cause` is written there before the first TERM, the outcome is computed there from facts and cause.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+import time
+from typing import Callable, Protocol
+
+from oz_worker import rows
+from oz_worker.backends.base import PROOF_SECONDS, Unit
+from oz_worker.engine import verdict
+from oz_worker.engine.follow import Follower, Source
+from oz_worker.engine.instance import Instance
+from oz_worker.engine.outbox import Outbox
+from oz_worker.engine.output import Output
+from oz_worker.errors import Stopped, StoreError, TaskFault
+from oz_worker.lifecycle import STARTABLE, Event, State, step
+from oz_worker.meters import Meters
+from oz_worker.model import Cause, ExitFacts, Key, Reason, Report, ReportKind
+from oz_worker.rows import OutboxRow, TaskRow
+
+logger = logging.getLogger(__name__)
+
+
+class Surroundings(Protocol):
+    """What a task needs of the engine. Everything is safe from any thread and does not block."""
+
+    outbox: Outbox
+    meters: Meters
+    output: Output
+    follower: Follower | None
+    encode: Callable[[Report], str]
+    stop_grace: float
+    cleanup: bool
+    keep_failed: float
+
+    def runs(self) -> None:
+        """A task has reached its running state: a stop under `preserve` may be waiting for that."""
+
+    def slot_freed(self, task: Task) -> None:
+        """The task no longer counts against the limit. Called once."""
+
+    def cancel_dispatched(self, task: Task) -> None:
+        """Cancel a task that was handed over."""
+
+    def finished(self, task: Task) -> None:
+        """The task's thread is done with it; in a final state unless the worker is leaving."""
+
+
+class Task:
+    """One attempt. `row` is changed on the store's thread only; `run` is the body of the task's thread.
+
+    The thread blocks in `Unit.wait_for_end_or_stop` (woken by the end and by `end_by`), in the backend's calls (each
+    bounded, and woken by the unit's stop order) and in `Store.do` (woken by the store).
+    """
+
+    def __init__(self, row: TaskRow, instance: Instance, unit: Unit, around: Surroundings, *, found: bool) -> None:
+        self.row = row
+        self.instance = instance
+        self.unit = unit
+        self.key: Key = row.key
+        self._around = around
+        self._found = found  # taken up after a restart: the unit may exist already
+        self._earlier_cause = row.cause  # stored by an earlier process: its TERM may be sent at once
+        self._stopped = False  # the facts came from `Backend.stop`, which looked for everything of the unit
+        self.released = False  # the report has left our hands; written on the store's thread
+        self.awaiting_proof = False  # only a process that cannot be killed is left of it
+        self._closing = threading.Lock()  # guards the two fields below
+        self._closing_asked = False  # a cancel with an execution id came in: it is answered by execution_closed
+        self._gone = False  # proven: nothing of the unit is left
+        self._report: OutboxRow | None = None
+
+    # -- orders, from any thread
+
+    def end_by(self, cause: Cause, grace: float) -> None:
+        """End the task for *cause* unless it has ended or another cause came first. Returns at once."""
+
+        def decide(row: TaskRow) -> None:
+            if row.cause is None and row.state in STARTABLE:
+                row.cause = cause
+                if cause is Cause.CANCEL:
+                    row.state = step(row.state, Event.CANCEL)
+
+        def act(_saved: bool) -> None:
+            if self.row.cause is not None:
+                self.unit.order_stop(self.row.cause, grace)
+            elif cause is Cause.CANCEL and self.row.state is State.DISPATCHED:
+                self._around.cancel_dispatched(self)  # it was handed over just before
+
+        self.instance.change(self.row, decide, act)
+
+    def claim(self) -> None:
+        """Say (again) that this task is ours."""
+
+        def acked() -> None:
+            if not self.row.claim_acked:
+                self.instance.change(self.row, lambda row: setattr(row, "claim_acked", True))
+
+        frame = self._around.encode(Report(ReportKind.CLAIMED, self.key))
+        self._around.outbox.claim(self.key, self.row.unit, self.row.origin, frame, acked)
+
+    def source(self) -> Source:
+        """Where its output stands."""
+        return Source(_name(self.key), self.unit, self.instance.path / "units" / self.row.unit / "output.log")
+
+    # -- the task's thread
+
+    def run(self) -> None:
+        """Live through the task. Never raises: a fault of the worker becomes the task's report."""
+        try:
+            if self.row.state is not State.ENDING:
+                self._end(self._live())
+            self._finish()
+        finally:
+            self._around.finished(self)
+
+    def _live(self) -> ExitFacts:
+        """From here to the facts of the end."""
+        try:
+            if self._found:
+                self.instance.backend.attach(self.unit)
+                if self.unit.facts is None or self.unit.facts.agent_started:
+                    self.instance.change(self.row, _taken_up)
+            elif self.unit.spec is None:  # of an earlier process, and nothing of it exists outside
+                return verdict.lost() if self.row.started_at else verdict.never_started()
+            else:
+                self._start()
+            if self._earlier_cause is not None:
+                self.unit.order_stop(self._earlier_cause, self._around.stop_grace)
+            self.unit.wait_for_end_or_stop()
+            facts = self.unit.facts
+            if self.unit.cause is not None or facts is None:
+                facts = self.instance.backend.stop(self.unit)
+                self._stopped = True
+            return facts
+        except Stopped:
+            return self.unit.facts or ExitFacts(agent_started=False)
+        except TaskFault as fault:
+            return fault.facts
+        except Exception as error:  # foreign code below: whatever it is, the task gets its report
+            logger.exception("task %s: internal error", self.key.task_id)
+            return self._after_fault(error)
+
+    def _start(self) -> None:
+        if self.row.cause is not None:
+            raise Stopped
+        self._log_edge("preparing")
+        self.instance.change(self.row, lambda row: _step(row, Event.PREPARE))
+        self.instance.backend.prepare(self.unit)
+        if self.row.cause is not None or self.unit.cause is not None:
+            raise Stopped
+        self.instance.backend.start(self.unit)
+        self.instance.change(self.row, _started, lambda _saved: self._around.runs())
+        self._log_edge(f"running, output in {self.source().file}")
+
+    def _after_fault(self, error: Exception) -> ExitFacts:
+        """The unit may be running: it must not outlive its report."""
+        detail = f"The worker hit an internal error ({type(error).__name__}: {error}); its log has the details."
+        try:
+            self.unit.order_stop(Cause.SHUTDOWN, self._around.stop_grace)
+            remains = self.instance.backend.stop(self.unit).remains
+            self._stopped = True
+        except Exception:
+            logger.exception("task %s: stopping after an internal error", self.key.task_id)
+            remains = f"unit {self.row.unit}"
+        return ExitFacts(reason=Reason.UNKNOWN, detail=detail, remains=remains)
+
+    def _end(self, facts: ExitFacts) -> None:
+        """Transaction 1: the outcome is fixed and its report is held."""
+        if facts.dispatched and self._hand_over(facts):
+            return
+        if facts.dispatched:  # another cause was committed first; `stop`, which cancels by itself, was not called
+            self._say_trouble("cancel_command", self.instance.backend.cancel_dispatched(self.unit))
+        tail = self._guarded(lambda: self._around.output.tail(self.instance.backend, self.unit))
+        report_of: list[OutboxRow] = []
+
+        def fix(db: sqlite3.Connection | None) -> None:
+            row = self.row
+            outcome = verdict.judge(self.key, facts, row.cause, tail)
+            row.state = step(row.state, Event.END)
+            row.ended_at = time.time()
+            row.agent_started = facts.agent_started
+            row.remains = facts.remains
+            row.result = outcome.result
+            row.reason = outcome.metric_reason
+            row.exit_code = outcome.report.exit_code
+            row.frame = self._around.encode(outcome.report)
+            if row.result == "failed" and self._around.keep_failed:
+                row.keep_until = row.ended_at + self._around.keep_failed
+            if not self._around.cleanup:
+                row.keep_until = 0.0  # for ever
+            report = OutboxRow(row.unit, self.key, outcome.report.kind, row.origin, row.frame, True, row.ended_at)
+            report_of.append(report)
+            if db is not None:
+                report.id = rows.add_report(db, report)
+
+        self._settle(fix, report_of)
+        self._log_end(facts, tail)
+
+    def _settle(self, work: Callable[[sqlite3.Connection | None], None], report_of: list[OutboxRow]) -> None:
+        """Run *work*, which fixes one report, and wait until it is durable, or known not to be."""
+        answered = threading.Event()
+
+        def then(saved: bool) -> None:
+            if not saved:
+                report_of[0].id = 0  # rolled back: it lives in memory
+            answered.set()
+
+        self.instance.transact(self.row, work, then)
+        answered.wait()
+        self._report = report_of[0]
+        if not self._report.id and self.instance.store.use_reserve():
+            self._write_again(self._report)
+
+    def _write_again(self, report: OutboxRow) -> None:
+        """An outcome that stands in memory only would be contradicted after a kill -9."""
+
+        def write(db: sqlite3.Connection) -> int:
+            rows.save_task(db, self.row)
+            return rows.add_report(db, report)
+
+        try:
+            report.id = self.instance.store.do(write)
+        except StoreError as error:
+            logger.error("%s", error)
+
+    def _hand_over(self, facts: ExitFacts) -> bool:
+        """The command backend's end: nothing is reported, the slot is free. False if a cancel came first."""
+        answered = threading.Event()
+
+        def hand_over(row: TaskRow) -> None:
+            if row.cause is None:
+                _step(row, Event.HANDED_OVER)
+                row.ended_at = time.time()
+                row.result = "dispatched"
+                row.agent_started = True
+
+        self.instance.change(self.row, hand_over, lambda _saved: answered.set())
+        answered.wait()
+        if self.row.state is not State.DISPATCHED:
+            return False
+        self.released = True
+        self._count_end()
+        self._around.slot_freed(self)
+        self._log_edge("dispatched")
+        return True
+
+    def _finish(self) -> None:
+        """Teardown, transaction 2 (release), removal. Repeated as a whole after a crash."""
+        backend, unit = self.instance.backend, self.unit
+        if self.row.state is State.ENDING and not self.released:
+            if not self._stopped and not self.row.remains:
+                self.row.remains = self._guarded(lambda: backend.stragglers(unit))
+            self._say_trouble("teardown", self._guarded(lambda: backend.teardown(unit)))
+            self._release()
+        if self.row.state is State.ENDING:
+            self._await_proof()
+            with self._closing:
+                self._gone = True
+                asked = self._closing_asked or (self.row.cause is Cause.CANCEL and not self.row.closed)
+            if asked:
+                self._send_closed()
+            if self._around.follower is not None:
+                self._around.follower.finish(self.source())
+            self._around.output.keep_copy(self.instance.path, self.unit, self.row)
+        keep = self.row.keep_until is not None
+        trouble = self._guarded(lambda: backend.clean_up(unit, keep=keep))
+        self._say_trouble("clean-up", trouble)
+
+        def removed(row: TaskRow) -> None:
+            _step(row, Event.REMOVED)
+            if trouble and not keep:
+                row.keep_until = time.time()  # upkeep tries again
+
+        self.instance.change(self.row, removed)
+
+    def _release(self) -> None:
+        """Transaction 2: the report may leave. The slot is free before it does, unless a proof is outstanding."""
+        report = self._report or self._report_of_earlier_process()
+        released = threading.Event()
+
+        def release(db: sqlite3.Connection | None) -> None:
+            if db is not None and report.id:
+                rows.release_report(db, report.id)
+
+        def then(saved: bool) -> None:
+            if not saved and report.id:
+                self.instance.release_later(report.id)
+            report.held = False
+            self.released = True
+            if not self.row.remains:
+                self._around.slot_freed(self)  # here, so that no assignment decided after this finds it taken
+            released.set()
+
+        self.instance.transact(self.row, release, then)
+        released.wait()
+        self._count_end()
+        self._around.outbox.send(report, self.instance.store, self.acknowledged)
+
+    def _report_of_earlier_process(self) -> OutboxRow:
+        kind = ReportKind.FAILED if self.row.result == "failed" else ReportKind.COMPLETED
+        return OutboxRow(self.row.unit, self.key, kind, self.row.origin, self.row.frame, True, time.time())
+
+    def outcome_fixed(self, report: OutboxRow) -> None:
+        """Recovery: an earlier process fixed this report; whatever the row says, there is no other outcome."""
+        self._report = report
+        row = self.row
+        if row.state not in (State.ENDING, State.ENDED):
+            row.state, row.ended_at, row.frame, row.agent_started = State.ENDING, time.time(), report.frame, True
+            row.result = "failed" if report.kind is ReportKind.FAILED else "succeeded"
+
+    def acknowledged(self) -> None:
+        """The terminal report was read by the server."""
+        self.instance.change(self.row, lambda row: setattr(row, "report_acked", True))
+        self._around.outbox.withdraw_claims(self.row.unit)
+
+    def _await_proof(self) -> None:
+        """Until everything of the unit is proven gone; only then the slot and `execution_closed` (rule 11)."""
+        if not self.row.remains:
+            return
+        logger.warning("task %s: %s is still there; its slot stays taken", self.key.task_id, self.row.remains)
+        self.awaiting_proof = True
+        self.unit.order_stop(Cause.SHUTDOWN, 0)
+        while self.row.remains:
+            self.row.remains = self._guarded(lambda: self.instance.backend.stop(self.unit).remains)
+            if self.row.remains:
+                self.unit.wait(PROOF_SECONDS)
+        self.awaiting_proof = False
+        logger.info("task %s: everything is gone now", self.key.task_id)
+        self._around.slot_freed(self)
+
+    def ask_closed(self) -> None:
+        """Answer a cancel by `execution_closed`: now if the unit is proven gone, else once it is. From any thread."""
+        with self._closing:
+            gone = self._gone
+            self._closing_asked = True
+        if gone:
+            self._send_closed()
+
+    def _send_closed(self) -> None:
+        """Tell the server that this execution is proven gone (only executions that have an id)."""
+        if not self.key.execution_id:
+            return
+        frame = self._around.encode(Report(ReportKind.CLOSED, self.key))
+        report = OutboxRow(self.row.unit, self.key, ReportKind.CLOSED, self.row.origin, frame, False, time.time())
+
+        def close(db: sqlite3.Connection | None) -> None:
+            self.row.closed = True
+            if db is not None:
+                report.id = rows.add_report(db, report)
+
+        def then(saved: bool) -> None:
+            report.id = report.id if saved else 0
+            self._around.outbox.send(report, self.instance.store)
+
+        self.instance.transact(self.row, close, then)
+
+    # -- what people see
+
+    def _count_end(self) -> None:
+        row, meters = self.row, self._around.meters
+        meters.count("oz_worker_tasks_completed_total", result=row.result)
+        meters.observe(
+            "oz_worker_task_duration_seconds", max(0.0, (row.ended_at or 0) - row.accepted_at), result=row.result
+        )
+        if row.result == "failed":
+            meters.count("oz_worker_task_failures_total", phase="backend", reason=row.reason)
+
+    def _log_edge(self, what: str) -> None:
+        logger.info("task %s %s", _name(self.key), what)
+
+    def _log_end(self, facts: ExitFacts, tail: str) -> None:
+        row = self.row
+        if row.result == "failed":
+            code = f", exit code {row.exit_code}" if row.exit_code else ""
+            logger.warning("task %s failed: %s%s. %s", _name(self.key), row.reason, code, facts.detail)
+            if tail:
+                logger.warning("task %s last output:\n%s", _name(self.key), tail)
+        else:
+            logger.info("task %s %s", _name(self.key), row.result)
+
+    def _guarded(self, call: Callable[[], str]) -> str:
+        """A backend's call after the end: its failure becomes a sentence, the report goes out all the same."""
+        try:
+            return call()
+        except Exception as error:
+            logger.exception("task %s: internal error after its end", _name(self.key))
+            return f"internal error ({type(error).__name__}: {error})"
+
+    def _say_trouble(self, what: str, sentence: str) -> None:
+        if sentence:
+            phase_reason = {"teardown": "teardown_command", "clean-up": "cleanup"}.get(what, "cancel_command")
+            self._around.meters.count("oz_worker_task_failures_total", phase="cleanup", reason=phase_reason)
+            logger.warning("task %s: %s: %s", _name(self.key), what, sentence)
+
+
+def _step(row: TaskRow, event: Event) -> None:
+    row.state = step(row.state, event)
+
+
+def _taken_up(row: TaskRow) -> None:
+    """It runs outside: a kill may have come before the rows that say so. Later states absorb both events."""
+    _step(row, Event.PREPARE)
+    _step(row, Event.STARTED)
+    row.started_at = row.started_at or time.time()
+
+
+def _started(row: TaskRow) -> None:
+    _step(row, Event.STARTED)
+    row.started_at = time.time()
+
+
+def _name(key: Key) -> str:
+    return f"{key.task_id}/{key.execution_id}" if key.execution_id else key.task_id

@@ -1,0 +1,140 @@
+"""Short CLI children: started, fed, listened to and ended within one call."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import time
+from typing import Mapping, NamedTuple, Sequence
+
+from oz_worker.limits import restore_open_files
+from oz_worker.process import HELPER, Child, Request, open_pidfd, spawn
+from oz_worker.timing import Deadline
+
+
+class Outcome(NamedTuple):
+    """How a short child ended. `code` is None when it was ended by us: too late, or interrupted."""
+
+    code: int | None
+    output: bytes
+    errors: bytes
+    truncated: bool = False
+    late: bool = False
+
+
+_DRAIN = 1.0
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    environment: Mapping[str, str],
+    instance: str,
+    timeout: float,
+    stdin: bytes = b"",
+    directory: str | None = None,
+    limit: int = 1 << 20,
+    interrupt: int = -1,
+) -> Outcome:
+    """Run a short CLI to its end and keep the first *limit* bytes of each of its streams.
+
+    One poll in the calling thread serves output, input, exit, *timeout* seconds and *interrupt* (a descriptor that
+    becomes readable when the caller wants to leave). What holds the pipes open after the exit is waited for at most a
+    second. The child carries the helper mark; its whole group is killed when it is late. Raises SpawnError.
+    """
+    pipe = subprocess.PIPE
+    marked = {**environment, HELPER: instance}
+    child = spawn(Request(argv, marked, directory, pipe if stdin else subprocess.DEVNULL, pipe, pipe))
+    restore_open_files(child.pid)
+    talk = _Talk(child, stdin, limit)
+    try:
+        code = talk.until_exit(Deadline(timeout), interrupt)
+        if code is None:
+            child.signal_group(signal.SIGKILL)
+        talk.drain()
+        return Outcome(code, bytes(talk.output), bytes(talk.errors), talk.truncated, late=code is None)
+    finally:
+        if child.poll() is None:
+            child.signal_group(signal.SIGKILL)
+        _reap_soon(child)
+        child.close_pipes()
+
+
+def _reap_soon(child: Child) -> None:
+    """Reap a child that has ended or was killed just now."""
+    deadline = Deadline(5)
+    while not child.reap() and not deadline.passed():
+        time.sleep(0.002)
+
+
+class _Talk:
+    """Feeds and drains the pipes of one short child. One thread uses it."""
+
+    def __init__(self, child: Child, stdin: bytes, limit: int) -> None:
+        self._child = child
+        self._left = memoryview(stdin)
+        self._limit = limit
+        self.output, self.errors, self.truncated = bytearray(), bytearray(), False
+        self._readers = {child.stdout: self.output, child.stderr: self.errors}
+        for descriptor in (child.stdin, child.stdout, child.stderr):
+            if descriptor >= 0:
+                os.set_blocking(descriptor, False)
+
+    def until_exit(self, deadline: Deadline, interrupt: int) -> int | None:
+        """Talk until the child ends (its code) or the deadline or interrupt comes (None)."""
+        watch = open_pidfd(self._child.pid)
+        try:
+            while True:
+                code = self._child.poll()
+                if code is not None or deadline.passed():
+                    return code
+                pause = deadline.left() if watch >= 0 else min(0.05, deadline.left())
+                if interrupt in self._turn([watch, interrupt], pause):
+                    return None
+        finally:
+            if watch >= 0:
+                os.close(watch)
+
+    def drain(self) -> None:
+        """After the end: read what is in the pipes, but wait for no grandchild that holds them."""
+        deadline = Deadline(_DRAIN)
+        while self._readers and not deadline.passed():
+            self._turn([], deadline.left())
+
+    def _turn(self, extra: Sequence[int], pause: float) -> set[int]:
+        poll = select.poll()
+        for descriptor in [*self._readers, *(d for d in extra if d >= 0)]:
+            poll.register(descriptor, select.POLLIN)
+        if self._child.stdin >= 0:
+            poll.register(self._child.stdin, select.POLLOUT)
+        ready = {descriptor for descriptor, _ in poll.poll(max(0.0, pause) * 1000)}
+        if self._child.stdin in ready:
+            self._feed()
+        for descriptor in ready & set(self._readers):
+            self._read(descriptor)
+        return ready
+
+    def _feed(self) -> None:
+        try:
+            self._left = self._left[os.write(self._child.stdin, self._left[:65536]) :]
+        except BlockingIOError:
+            return
+        except OSError:  # it does not want its input; that is its business
+            self._left = self._left[:0]
+        if not self._left:
+            os.close(self._child.stdin)
+            self._child.stdin = -1
+
+    def _read(self, descriptor: int) -> None:
+        try:
+            data = os.read(descriptor, 65536)
+        except BlockingIOError:
+            return
+        kept = self._readers[descriptor]
+        room = self._limit - len(kept)
+        kept += data[:room]
+        self.truncated = self.truncated or len(data) > room
+        if not data:
+            del self._readers[descriptor]

@@ -1,0 +1,1 @@
+"""One WebSocket and the loop that renews it; knows no dialect and no engine."""

@@ -1,0 +1,37 @@
+"""Where the API key comes from at each dial."""
+
+from __future__ import annotations
+
+from oz_worker.redact import Secret
+
+KEY_BYTES = 16 * 1024
+"""A key file that is longer holds something else."""
+
+
+class KeySource:
+    """The key itself, or the file it is read from anew at each dial, on the resolver thread.
+
+    Calling it raises OSError when the file cannot be read, ValueError with a sentence when what it holds is no key.
+    """
+
+    def __init__(self, key: Secret, path: str = "") -> None:
+        self._key = key
+        self._path = path
+
+    def __call__(self) -> Secret:
+        """The key, trimmed."""
+        text = self._key.reveal() if self._key or not self._path else self._read()
+        text = text.strip()
+        where = self._path or "the API key"
+        if not text:
+            raise ValueError(f"{where} is empty; put the worker's API key there")
+        if not all(" " < c < "\x7f" for c in text):
+            raise ValueError(f"{where} holds blanks or characters that no API key has; put the key alone there")
+        return Secret(text)
+
+    def _read(self) -> str:
+        with open(self._path, "rb") as file:
+            data = file.read(KEY_BYTES + 1)
+        if len(data) > KEY_BYTES:
+            raise ValueError(f"{self._path} is too long for a key file; put the worker's API key alone there")
+        return data.decode("utf-8", "replace")

@@ -1,0 +1,202 @@
+"""`status`, `drain` and `logs`: what a running worker wrote down, read from beside it.
+
+There is no control socket: facts come from the database (read-only), the lock says which process holds them, and
+`drain` is a USR1 to that process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sqlite3
+import sys
+import time
+from pathlib import Path
+from typing import Any, Sequence
+
+from oz_worker import rows, slots
+from oz_worker.errors import ExitCode, NotUsable
+from oz_worker.lifecycle import FINAL
+from oz_worker.observe.logs import lines_of
+from oz_worker.rows import TaskRow
+from oz_worker.slots import Holder
+from oz_worker.timing import Deadline, format_duration
+
+CHECK_SECONDS = 0.1
+
+
+def status_command(state_dirs: Sequence[str], *, instance_id: str, all_instances: bool, as_json: bool) -> int:
+    """Print what runs, since when, what waits to be delivered, and how the link is. 3 when no worker runs."""
+    accounts = [_account(path) for path in _chosen(state_dirs, instance_id)]
+    shown = [account for account in accounts if account["running"] or all_instances]
+    if as_json:
+        sys.stdout.write(json.dumps(shown, indent=2) + "\n")
+    else:
+        sys.stdout.write("".join(map(_for_people, shown)))
+    if any(account["running"] for account in accounts):
+        return ExitCode.STOPPED
+    raise NotUsable(f"no worker runs in {' or '.join(state_dirs)}; start one, or name its directory with --state-dir")
+
+
+def drain_command(
+    state_dirs: Sequence[str], *, instance_id: str, all_instances: bool, as_json: bool, wait: float
+) -> int:
+    """Tell running workers to finish what they have and leave; with *wait* seconds, until they have left."""
+    held = [(path, found) for path in _chosen(state_dirs, instance_id) if (found := _holder(path)) is not None]
+    if not held:
+        raise NotUsable(f"no worker runs in {' or '.join(state_dirs)}; there is nothing to drain")
+    if len(held) > 1 and not all_instances:
+        names = ", ".join(path.name for path, _found in held)
+        raise NotUsable(f"several workers run here ({names}); choose one with --instance-id, or drain them with --all")
+    for path, found in held:
+        _check_reachable(path, found)
+        os.kill(found.pid, signal.SIGUSR1)
+    left = _await_end([path for path, _found in held], wait)
+    answer = [{"instance": path.name, "pid": found.pid, "left": path not in left} for path, found in held]
+    if as_json:
+        sys.stdout.write(json.dumps(answer) + "\n")
+    else:
+        for entry in answer:
+            said = "has drained and left" if entry["left"] else "is draining"
+            sys.stdout.write(f"worker {entry['pid']} ({entry['instance']}) {said}\n")
+    return ExitCode.FAULT if wait and left else ExitCode.STOPPED
+
+
+def logs_command(state_dirs: Sequence[str], *, task_id: str, instance_id: str) -> int:
+    """Print the redacted output of an ended task, or say where a running one writes."""
+    for path in _chosen(state_dirs, instance_id):
+        with _reading(path) as db:
+            found = rows.tasks_of(db, task_id) if db is not None else []
+        for row in reversed(found):
+            from oz_worker.engine.output import copy_name
+
+            copy = path / "logs" / copy_name(row)
+            raw = path / "units" / row.unit / "output.log"
+            if copy.is_file():
+                _print_file(copy)
+                return ExitCode.STOPPED
+            if raw.is_file():
+                sys.stdout.write(f"task {task_id} is {row.state.value}; it writes to {raw} (not redacted)\n")
+                return ExitCode.STOPPED
+    raise NotUsable(
+        f"no output of task {task_id} is kept in {' or '.join(state_dirs)}; it ends with task_log_retention,"
+        " or it was written by another worker (--state-dir, --instance-id)"
+    )
+
+
+def _chosen(state_dirs: Sequence[str], instance_id: str) -> list[Path]:
+    paths = [path for state_dir in state_dirs for path in slots.instances(Path(state_dir))]
+    return [path for path in paths if instance_id in ("", path.name)]
+
+
+def _holder(path: Path) -> Holder | None:
+    try:
+        return slots.holder(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise NotUsable(f"{path}/lock cannot be read ({error}); ask as the user who runs the worker") from None
+
+
+def _check_reachable(path: Path, found: Holder) -> None:
+    """Rule 4: never signal a number that may mean another process here."""
+    if slots.reachable(found):
+        return
+    raise NotUsable(
+        f"the worker of {path} is process {found.pid} of another container or host; run this there, for example"
+        " docker exec CONTAINER python -m oz_worker drain"
+    )
+
+
+def _await_end(paths: list[Path], wait: float) -> list[Path]:
+    deadline = Deadline(wait)
+    left = paths
+    while left and not deadline.passed():
+        time.sleep(min(CHECK_SECONDS, deadline.left()))
+        left = [path for path in left if path.exists() and not slots.unlocked(path)]
+    return left
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Any:
+    """The database, read-only; None when there is none or it cannot be read."""
+    db = None
+    try:
+        db = sqlite3.connect(f"file:{path / 'state.db'}?mode=ro", uri=True, timeout=2.0)
+        db.execute("SELECT 1 FROM facts LIMIT 1")
+    except sqlite3.Error:
+        db = None
+    try:
+        yield db
+    finally:
+        if db is not None:
+            db.close()
+
+
+def _account(path: Path) -> dict[str, Any]:
+    found = _holder(path)
+    account: dict[str, Any] = {"instance": path.name, "directory": str(path), "running": found is not None}
+    if found is not None:
+        account["pid"] = found.pid
+        account["reachable"] = slots.reachable(found)
+    with _reading(path) as db:
+        if db is None:
+            account["trouble"] = "the database cannot be read"
+            return account
+        waiting = rows.reports(db)
+        tasks = rows.open_tasks(db)
+        facts = {name: json.loads(text) for name, text in rows.facts(db).items()}
+    account["facts"] = facts
+    account["tasks"] = [_task(row) for row in tasks if row.state not in FINAL]
+    account["outbox"] = {
+        "undelivered": sum(1 for report in waiting if not report.held),
+        "oldest_seconds": round(time.time() - min((r.created_at for r in waiting), default=time.time()), 1),
+    }
+    return account
+
+
+def _task(row: TaskRow) -> dict[str, Any]:
+    return {
+        "task_id": row.key.task_id,
+        "execution_id": row.key.execution_id,
+        "state": row.state.value,
+        "ending_because": row.cause.value if row.cause else "",
+        "unit": row.unit,
+        "seconds": round(time.time() - row.accepted_at, 1),
+        "deadline_in_seconds": round(row.deadline_at - time.time(), 1) if row.deadline_at else None,
+    }
+
+
+def _for_people(account: dict[str, Any]) -> str:
+    facts = account.get("facts", {})
+    worker, link, stop = facts.get("worker", {}), facts.get("link", {}), facts.get("stop", {})
+    who = f"pid {account['pid']}" if account["running"] else "not running"
+    lines = [
+        f"worker {worker.get('worker_id', '?')} ({account['instance']}): {who}, backend {worker.get('backend', '?')}"
+    ]
+    if account.get("trouble"):
+        lines.append(f"  {account['trouble']}")
+    if account["running"] and link:
+        since = format_duration(max(0.0, time.time() - link.get("at", time.time())))
+        lines.append(f"  link: {link.get('state')} for {since}" + (f" ({link['why']})" if link.get("why") else ""))
+    if account["running"] and stop.get("step", "running") != "running":
+        lines.append(f"  stopping: {stop['step']}")
+    outbox = account.get("outbox", {})
+    if outbox.get("undelivered"):
+        lines.append(f"  {outbox['undelivered']} reports undelivered, the oldest for {outbox['oldest_seconds']} s")
+    tasks = account.get("tasks", [])
+    lines.append(
+        f"  {len(tasks)} tasks" + (f" of at most {worker['limit']}" if worker.get("limit", "0") != "0" else "")
+    )
+    for task in tasks:
+        name = lines_of("/".join(filter(None, (task["task_id"], task["execution_id"]))))
+        why = f" ({task['ending_because']})" if task["ending_because"] else ""
+        lines.append(f"    {name}: {task['state']}{why} for {format_duration(max(0.0, task['seconds']))}")
+    return "\n".join(lines) + "\n"
+
+
+def _print_file(path: Path) -> None:
+    with path.open("rb") as source:
+        while chunk := source.read(65536):
+            sys.stdout.buffer.write(chunk)
+    sys.stdout.flush()

@@ -1,0 +1,162 @@
+"""What the engine does when the disk, a sibling or the moment is against it."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from oz_worker import rows
+from oz_worker.engine.instance import misfit
+from oz_worker.lifecycle import State
+from oz_worker.model import Cause, Key
+from oz_worker.store import Store
+from tests.bench_engine import Bench, eventually, spec
+from tests.scripted import World
+
+KEY = Key("task", "exec")
+
+
+def kinds(frames: list[dict[str, Any]]) -> list[str]:
+    return [frame["type"] for frame in frames]
+
+
+def ended_unread(state_dir: Path) -> World:
+    """A worker whose only task has ended and whose report nobody has read."""
+    world = World()
+    bench = Bench(state_dir, world)
+    bench.connect()
+    bench.engine.assign(spec(KEY))
+    bench.settle()
+    bench.read()
+    bench.acknowledge()
+    bench.disconnect()
+    world.exit(world.running()[0], 3)
+    eventually(bench.engine.idle)
+    bench.leave()
+    return world
+
+
+def change(state_dir: Path, sql: str) -> None:
+    db = sqlite3.connect(state_dir / "bench" / "state.db")
+    db.execute(sql)
+    db.commit()
+    db.close()
+
+
+def test_a_held_report_of_a_task_that_is_over_is_let_go_at_the_start(tmp_path: Path) -> None:
+    world = ended_unread(tmp_path)
+    change(tmp_path, "UPDATE outbox SET held = 1")  # what a full disk at the release leaves behind
+    bench = Bench(tmp_path, world)
+    bench.connect()
+    assert kinds(bench.read()) == ["task_failed"]
+    bench.acknowledge()
+    bench.leave()
+
+
+def test_a_report_that_was_only_in_memory_is_said_from_its_row_at_the_start(tmp_path: Path) -> None:
+    world = ended_unread(tmp_path)
+    change(tmp_path, "DELETE FROM outbox")  # what a kill leaves behind after a full disk
+    bench = Bench(tmp_path, world)
+    bench.connect()
+    assert kinds(bench.read()) == ["task_failed"]
+    bench.acknowledge()
+    bench.settle()
+    bench.leave()
+    bench = Bench(tmp_path, world)
+    bench.connect()
+    assert bench.read() == []
+    bench.leave()
+
+
+def test_a_report_that_was_read_is_not_said_again_because_its_deletion_was_lost(tmp_path: Path) -> None:
+    world = ended_unread(tmp_path)
+    change(tmp_path, "UPDATE tasks SET report_acked = 1")
+    bench = Bench(tmp_path, world)
+    bench.connect()
+    assert bench.read() == []
+    bench.settle()
+    assert bench.store.do(rows.reports) == []
+    bench.leave()
+
+
+def test_a_task_that_comes_while_all_are_being_ended_is_ended_too(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, World())
+    bench.connect()
+    bench.engine.stop_all(1.0)
+    bench.engine.assign(spec(KEY))  # decided before the intake was closed
+    assert not bench.engine.idle()
+    eventually(bench.engine.idle)
+    assert bench.read()[-1]["data"]["failure_reason"] == "graceful_shutdown"
+    bench.leave()
+
+
+def test_an_assignment_on_its_way_keeps_the_engine_from_being_idle(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, World())
+    bench.connect()
+    bench.engine.assign(spec(KEY))
+    assert not bench.engine.idle()
+    bench.settle()
+    bench.leave()
+
+
+def test_a_dead_siblings_survivor_is_not_run_again_before_it_is_served(tmp_path: Path) -> None:
+    world = World()
+    dead = Bench(tmp_path, world, instance="dead")
+    dead.connect()
+    dead.engine.assign(spec(KEY))
+    dead.settle()
+    dead.leave()
+    sibling = Bench(tmp_path, World(), instance="sibling")
+    sibling.connect()
+    sibling.engine.assign(spec(KEY))
+    sibling.settle()
+    [frame] = sibling.read()
+    assert (frame["type"], frame["data"]["reason"]) == ("task_rejected", "backend unavailable")
+    assert len(world.running()) == 1
+    sibling.leave()
+
+
+def test_an_instance_of_another_worker_or_backend_does_not_fit(tmp_path: Path) -> None:
+    world = World()
+    bench = Bench(tmp_path, world)
+    bench.connect()
+    bench.engine.assign(spec(KEY))
+    bench.settle()
+    bench.store.do(lambda db: rows.put_fact(db, "worker", '{"worker_id": "alpha"}'))
+    path, uid = bench.slot.path, bench.engine.uid
+    bench.leave()
+    assert misfit(path, worker_id="alpha", backend="scripted", uid=uid) == ""
+    assert "worker alpha" in misfit(path, worker_id="beta", backend="scripted", uid=uid)
+    assert "scripted backend" in misfit(path, worker_id="alpha", backend="direct", uid=uid)
+
+
+def test_a_cancel_of_handed_over_work_that_was_not_run_is_run_at_the_next_start(tmp_path: Path) -> None:
+    world = ended_unread(tmp_path)
+    change(tmp_path, "DELETE FROM outbox")
+    change(tmp_path, "UPDATE tasks SET state = 'dispatched', cause = 'cancel', closed = 0, claim_acked = 1")
+    bench = Bench(tmp_path, world)
+    eventually(lambda: bench.backend.cancelled == [KEY])
+    eventually(bench.engine.idle)
+    [row] = bench.store.do(rows.closed_tasks)
+    assert (row.state, row.cause, row.closed) == (State.DISPATCHED, Cause.CANCEL, True)
+    bench.connect()
+    assert bench.read() == []
+    bench.leave()
+
+
+def test_a_change_that_raises_takes_neither_the_thread_nor_its_neighbours(tmp_path: Path) -> None:
+    store = Store(tmp_path / "state.db")
+    deaths: list[str] = []
+    store.start(lambda name, error: deaths.append(name))
+    answers: list[str] = []
+    store.post(lambda db: 1 / 0, lambda _result, error: answers.append(str(error)))
+    store.post(lambda db: None, lambda _result, _error: answers.remove("never said"))
+    store.do(lambda db: rows.put_fact(db, "alive", "yes"))
+    assert "division by zero" in answers[0]
+    assert deaths == []
+    store.close(10)
+    late: list[object] = []
+    store.post(lambda db: None, lambda _result, error: late.append(error))
+    eventually(lambda: len(late) == 1)
+    assert "closed" in str(late[0])
