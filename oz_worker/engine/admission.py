@@ -154,7 +154,8 @@ class Engine:
         if (alive := self._alive(key)) is not None:
             self._repeat_of_active(alive, connection)()
             return
-        row = peek(self.primary.store.path, functools.partial(rows.latest_attempt, key=key))
+        known = self.registry.newest(key)
+        row = known.row if known else peek(self.primary.store.path, functools.partial(rows.latest_attempt, key=key))
         if row is not None and not _may_run_again(row):
             self._repeat_of_ended(row)
         else:
@@ -403,6 +404,8 @@ class Engine:
         if row.state is State.DISPATCHED:
             frame = self.encode(Report(ReportKind.CLAIMED, row.key))
             self.outbox.claim(row.key, row.unit, row.origin, frame, lambda: None)
+            return
+        if not row.frame:  # the disk was full at its end: the report is in memory only, and on its way
             return
         kind = ReportKind.FAILED if row.result == "failed" else ReportKind.COMPLETED
         self._send_final(OutboxRow(row.unit, row.key, kind, row.origin, row.frame, False, time.time()))

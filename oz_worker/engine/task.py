@@ -286,6 +286,7 @@ class Task:
         released = threading.Event()
 
         def release(db: sqlite3.Connection | None) -> None:
+            self.released = True  # before the commit: what is decided behind this, even in its batch, sees an ended task
             if db is not None and report.id:
                 rows.release_report(db, report.id)
 
@@ -293,7 +294,6 @@ class Task:
             if not saved and report.id:
                 self.instance.release_later(report.id)
             report.held = False
-            self.released = True
             if not self.row.remains:
                 self._around.slot_freed(self)  # here, so that no assignment decided after this finds it taken
             released.set()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from pathlib import Path
 from typing import Any
 
 from oz_worker import rows
+from oz_worker.backends.base import Unit
 from oz_worker.engine.instance import misfit
 from oz_worker.lifecycle import State
 from oz_worker.model import Cause, Key
 from oz_worker.store import Store
-from tests.bench_engine import Bench, eventually, spec
-from tests.scripted import World
+from tests.bench_engine import SAFETY_SECONDS, Bench, eventually, spec
+from tests.scripted import Scripted, World
 
 KEY = Key("task", "exec")
 
@@ -88,6 +90,43 @@ def test_a_task_that_comes_while_all_are_being_ended_is_ended_too(tmp_path: Path
     assert not bench.engine.idle()
     eventually(bench.engine.idle)
     assert bench.read()[-1]["data"]["failure_reason"] == "graceful_shutdown"
+    bench.leave()
+
+
+class Stuck(World):
+    """Its teardowns wait until the test lets them go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_teardown, self.go_on = threading.Event(), threading.Event()
+
+
+class StuckBackend(Scripted):
+    def teardown(self, unit: Unit) -> str:
+        assert isinstance(self.world, Stuck)
+        self.world.in_teardown.set()
+        assert self.world.go_on.wait(SAFETY_SECONDS)
+        return super().teardown(unit)
+
+
+def test_a_redelivery_committed_together_with_the_end_is_answered_behind_it(tmp_path: Path) -> None:
+    world = Stuck()
+    bench = Bench(tmp_path, world)
+    bench.backend = bench.engine.primary.backend = StuckBackend(world)
+    bench.connect()
+    bench.engine.assign(spec(KEY))
+    bench.settle()
+    world.exit(world.running()[0], 3)
+    assert world.in_teardown.wait(SAFETY_SECONDS)
+    gate = threading.Event()
+    bench.store.post(lambda _db: gate.wait(SAFETY_SECONDS))
+    eventually(bench.store._queue.empty, "the store at the gate")
+    world.go_on.set()
+    eventually(lambda: bench.store._queue.qsize() == 1, "the release in the queue")
+    bench.engine.assign(spec(KEY))
+    gate.set()
+    eventually(bench.engine.idle)
+    assert kinds(bench.read()) == ["task_claimed", "task_failed", "task_failed"], "no claim behind the end"
     bench.leave()
 
 
