@@ -286,7 +286,7 @@ class Task:
         released = threading.Event()
 
         def release(db: sqlite3.Connection | None) -> None:
-            self.released = True  # before the commit: what is decided behind this, even in its batch, sees an ended task
+            self.released = True  # not after the commit: what is decided behind this in its batch must see it
             if db is not None and report.id:
                 rows.release_report(db, report.id)
 
