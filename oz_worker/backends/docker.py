@@ -190,7 +190,9 @@ class Docker:
         try:
             self._starter.run(unit, self._order(unit, ready))
         except Stopped:
-            self.stop(unit)
+            facts = self.stop(unit)
+            if facts.remains:
+                raise TaskFault(facts) from None
             raise
         except Foreign as taken:
             self._take_over(unit, taken.container)
