@@ -22,7 +22,10 @@ def spec(**changes: Any) -> TaskSpec:
     return TaskSpec(**values)
 
 
-def ordered(options: DockerOptions = DockerOptions(), log_driver: str = "json-file", **changes: Any) -> Order:
+PLAIN = DockerOptions()
+
+
+def ordered(options: DockerOptions = PLAIN, log_driver: str = "json-file", **changes: Any) -> Order:
     wanted = spec(**changes)
     unit = Unit(unit_name(KEY, 1), "inst", KEY, wanted)
     labels = {"instance": "inst", "worker": "w"}
