@@ -18,8 +18,7 @@ from tests.hosting import PATIENCE, eventually, written
 
 def facts(backend: Docker, unit: Unit) -> ExitFacts:
     """Run a unit to its end and remove it."""
-    backend.prepare(unit)
-    backend.start(unit)
+    begin(backend, unit)
     return ended(backend, unit)
 
 
@@ -33,11 +32,15 @@ def ended(backend: Docker, unit: Unit) -> ExitFacts:
 def fault(backend: Docker, unit: Unit) -> ExitFacts:
     """The facts with which a unit could not be started; what it left is removed."""
     with pytest.raises(TaskFault) as caught:
-        backend.prepare(unit)
-        backend.start(unit)
+        begin(backend, unit)
     assert backend.clean_up(unit, keep=False) == ""
     assert not caught.value.facts.agent_started
     return caught.value.facts
+
+
+def begin(backend: Docker, unit: Unit) -> None:
+    backend.prepare(unit)
+    backend.start(unit)
 
 
 def test_an_agent_that_runs_out_of_memory_is_told_apart(site: DockerSite) -> None:
@@ -56,8 +59,7 @@ def test_a_child_that_runs_out_of_memory_costs_an_agent_that_ends_well_nothing(s
 def test_killed_from_outside(site: DockerSite) -> None:
     backend = site.open()
     unit = site.unit("echo up; sleep 1000")
-    backend.prepare(unit)
-    backend.start(unit)
+    begin(backend, unit)
     eventually(lambda: backend.tail(unit, 10))
     site.engine.cli("kill", "--signal", "KILL", f"oz-{unit.name}")
     found = ended(backend, unit)
@@ -68,8 +70,7 @@ def test_killed_from_outside(site: DockerSite) -> None:
 def test_removed_by_hand(site: DockerSite) -> None:
     backend = site.open()
     unit = site.unit("sleep 1000")
-    backend.prepare(unit)
-    backend.start(unit)
+    begin(backend, unit)
     site.engine.cli("rm", "--force", "--volumes", f"oz-{unit.name}")
     found = ended(backend, unit)
     assert found.reason in (Reason.CONTAINER_EXIT, Reason.CONTAINER_WAIT)
@@ -79,8 +80,7 @@ def test_removed_by_hand(site: DockerSite) -> None:
 def test_removed_by_hand_while_no_worker_ran(site: DockerSite) -> None:
     first = site.open()
     unit = site.unit("sleep 1000")
-    first.prepare(unit)
-    first.start(unit)
+    begin(first, unit)
     first.close()
     site.engine.cli("rm", "--force", "--volumes", f"oz-{unit.name}")
     second = site.open()
@@ -148,8 +148,7 @@ def test_the_environment_arrives_exactly_and_stands_in_no_arguments(site: Docker
     names = " ".join(ODD)
     script = f'for n in {names}; do eval "printf %s \\"\\$$n\\"" > {site.root}/$n; done'
     unit = site.unit(script, environment=ODD)
-    backend.prepare(unit)
-    backend.start(unit)
+    begin(backend, unit)
     assert ended(backend, unit).code == 0
     assert {name: (site.root / name).read_text() for name in ODD} == ODD
 
@@ -163,13 +162,13 @@ def test_a_name_that_cannot_be_given_is_named(site: DockerSite) -> None:
 def test_the_secrets_of_a_container_are_known_again_after_a_restart(site: DockerSite) -> None:
     first = site.open()
     unit = site.unit("echo up; sleep 1000", environment={"TOKEN": "s3cret-value"})
-    first.prepare(unit)
-    first.start(unit)
+    begin(first, unit)
     first.close()
     second = site.open()
     taken = Unit(unit.name, unit.instance, unit.key)
     second.attach(taken)
-    assert taken.secrets is not None and "s3cret-value" in taken.secrets
+    assert taken.secrets is not None
+    assert "s3cret-value" in taken.secrets
     assert not any(secret.startswith("/bin") for secret in taken.secrets), "what the image brings is nobody's secret"
     taken.order_stop(Cause.SHUTDOWN, 0.1)
     assert second.stop(taken).remains == ""
@@ -180,8 +179,7 @@ def test_the_instance_shape_and_options_bind(site: DockerSite) -> None:
     backend = site.open(user="1000:1000", security_opt=("no-new-privileges",), extra_hosts=("db:192.0.2.7",))
     unit = site.unit(f"id -u > {site.root}/id", shape=InstanceShape(vcpus=1, memory_gb=1))
     site.root.chmod(0o777)
-    backend.prepare(unit)
-    backend.start(unit)
+    begin(backend, unit)
     form = "{{.HostConfig.NanoCpus}} {{.HostConfig.Memory}} {{.HostConfig.MemorySwap}} {{.HostConfig.ExtraHosts}}"
     shown = site.engine.read("inspect", "--format", form, f"oz-{unit.name}")
     assert shown == f"{10**9} {1 << 30} {1 << 30} [db:192.0.2.7]"
@@ -216,8 +214,7 @@ def test_a_configured_volume_over_a_sidecar_is_refused(site: DockerSite) -> None
 def test_the_output_is_fetched_at_the_end_and_cut(site: DockerSite) -> None:
     backend = site.open()
     unit = site.unit("echo first; yes 0123456789abcdef | head -c 3000000; echo last >&2; exit 1")
-    backend.prepare(unit)
-    backend.start(unit)
+    begin(backend, unit)
     unit.wait_for_end_or_stop(PATIENCE)
     assert backend.tail(unit, 5) == b"last\n"
     assert backend.collect(unit) == ""
@@ -232,8 +229,7 @@ def test_a_rm_that_hangs_costs_no_other_unit(site: DockerSite) -> None:
     hung = site.unit("exit 0")
     body = f'case "$*" in *"rm --force"*"{hung.name}"*) exec sleep 1000;; esac'
     backend = site.open(path=site.fake_docker(body), command_timeout=2.0)
-    backend.prepare(hung)
-    backend.start(hung)
+    begin(backend, hung)
     hung.wait_for_end_or_stop(PATIENCE)
     assert "was not removed: docker container did not answer within 2s" in backend.clean_up(hung, keep=False)
     assert facts(backend, site.unit("exit 0")).code == 0
@@ -252,7 +248,7 @@ def test_a_program_that_dies_once_the_container_is_made_costs_nothing(site: Dock
 def test_a_program_that_dies_between_create_and_start_costs_nothing(site: DockerSite) -> None:
     once = site.root / "once"
     create = (
-        f'shift; args=; for a do case "$a" in --detach) ;; *) set -- "$@" "$a";; esac; shift; done; "$REAL" create "$@"'
+        'shift; args=; for a do case "$a" in --detach) ;; *) set -- "$@" "$a";; esac; shift; done; "$REAL" create "$@"'
     )
     body = f'case "$1" in run) [ -e {once} ] || {{ touch {once}; {create} >/dev/null; kill -9 $$; }};; esac'
     backend = site.open(path=site.fake_docker(body))
@@ -272,7 +268,8 @@ def test_a_container_that_was_only_created_is_fenced_at_the_next_start(site: Doc
     )
     taken = Unit(unit.name, unit.instance, unit.key)
     first.attach(taken)
-    assert taken.facts is not None and not taken.facts.agent_started
+    assert taken.facts is not None
+    assert not taken.facts.agent_started
     assert site.state(unit) == ""
     assert first.clean_up(taken, keep=False) == ""
 
@@ -280,10 +277,9 @@ def test_a_container_that_was_only_created_is_fenced_at_the_next_start(site: Doc
 def test_a_name_taken_by_somebody_else_is_said_and_left_alone(site: DockerSite) -> None:
     unit = site.unit("exit 0")
     site.engine.cli("create", "--name", f"oz-{unit.name}", site.images.task, "true")
+    backend = site.open()
     with pytest.raises(TaskFault) as caught:
-        backend = site.open()
-        backend.prepare(unit)
-        backend.start(unit)
+        begin(backend, unit)
     assert caught.value.facts.reason is Reason.CONTAINER_CREATE
     assert "somebody else" in caught.value.facts.detail
     assert site.state(unit) == "created"
@@ -296,8 +292,7 @@ def test_two_workers_on_one_engine_touch_only_their_own(site: DockerSite) -> Non
     mine = site.unit(f"echo up > {site.root}/one; sleep 1000", instance="one")
     other = site.unit(f"echo up > {site.root}/two; sleep 1000", instance="two")
     for backend, unit in ((one, mine), (two, other)):
-        backend.prepare(unit)
-        backend.start(unit)
+        begin(backend, unit)
     written(site.root / "one")
     written(site.root / "two")
     assert [found.name for found in one.recover()] == [mine.name]
