@@ -75,6 +75,12 @@ def unanswered(why: str, limit: str) -> ExitFacts:
     return ExitFacts(reason=Reason.CONTAINER_CREATE, detail=detail, agent_started=False)
 
 
+def no_room(error: OSError) -> ExitFacts:
+    """Facts of a unit whose directory cannot be made or written."""
+    detail = f"{error.filename or 'the state directory'} cannot be written: {error.strerror}; free space there."
+    return ExitFacts(reason=Reason.CONTAINER_CREATE, detail=detail, agent_started=False)
+
+
 def never_ran() -> ExitFacts:
     """Facts of a container that is proven never to have been started."""
     return ExitFacts(reason=Reason.UNKNOWN, detail=_NEVER_RAN, agent_started=False)

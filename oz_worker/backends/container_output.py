@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from oz_worker.backends.base import Unit
 from oz_worker.backends.container_order import container_name
+from oz_worker.backends.container_traces import Traces
 from oz_worker.containers import Engine, EngineError
 
 _TAIL_LINES = 200
@@ -16,9 +16,9 @@ _FETCHED_LINES = 200_000
 class ContainerOutput:
     """Reads by the engine's `logs`. Safe from any thread; blocks in the engine's program."""
 
-    def __init__(self, engine: Engine, directory: Path, limit: int) -> None:
+    def __init__(self, engine: Engine, traces: Traces, limit: int) -> None:
         self._engine = engine
-        self._directory = directory
+        self._traces = traces
         self._limit = limit
 
     def where(self, unit: Unit) -> str:
@@ -34,10 +34,10 @@ class ContainerOutput:
 
     def collect(self, unit: Unit) -> str:
         """Write the whole of it, cut at the limit, to the unit's directory. One sentence when it cannot."""
-        place = self._directory / "units" / unit.name
+        place = self._traces.directory(unit).output
         try:
-            place.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with open(place / "output.log", "wb", opener=_private) as file:
+            place.parent.mkdir(mode=0o700, exist_ok=True)
+            with open(place, "wb", opener=_private) as file:
                 self._engine.logs(container_name(unit), lines=_FETCHED_LINES, into=file.fileno())
                 file.seek(0, os.SEEK_END)
                 if self._limit and file.tell() > self._limit:
@@ -45,13 +45,6 @@ class ContainerOutput:
         except (EngineError, OSError) as error:
             return f"the output of unit {unit.name} was not kept: {error}"
         return ""
-
-    def forget(self, unit: Unit) -> None:
-        """Remove what was fetched. Raises OSError."""
-        place = self._directory / "units" / unit.name
-        if place.is_dir():
-            (place / "output.log").unlink(missing_ok=True)
-            place.rmdir()
 
 
 def _private(path: str, flags: int) -> int:

@@ -19,6 +19,7 @@ from oz_worker.backends.container_output import ContainerOutput
 from oz_worker.backends.container_owner import Orphans, own_container
 from oz_worker.backends.container_start import Foreign, Starter, StartFailed
 from oz_worker.backends.container_stop import Stopper
+from oz_worker.backends.container_traces import Traces
 from oz_worker.backends.container_watch import Ears, Watch
 from oz_worker.backends.environ import secrets_in, worker_environment
 from oz_worker.backends.images import Images, ImageUnusable
@@ -124,9 +125,11 @@ class Docker:
             state_file=self._directory / "sidecars.json",
             on_death=self._on_death,
         )
+        self._traces = Traces(self._directory, self._worker_id)
+        self._traces.open()
         self._starter = Starter(engine, options.engine_down_timeout)
         self._stopper = Stopper(engine, self._starter.fence)
-        self._output = ContainerOutput(engine, self._directory, self._log_max)
+        self._output = ContainerOutput(engine, self._traces, self._log_max)
         self._orphans = Orphans(engine, self._labels)
         ears = Ears(
             ended=self._ended,
@@ -154,6 +157,10 @@ class Docker:
     def prepare(self, unit: Unit) -> None:
         """Get the image and the sidecars."""
         _give_way(unit)
+        try:
+            self._traces.prepared(unit)
+        except OSError as error:
+            raise TaskFault(container_facts.no_room(error)) from error
         self._ready[unit.name] = self._get_ready(unit)
 
     def _get_ready(self, unit: Unit) -> _Ready:
@@ -180,7 +187,11 @@ class Docker:
             self._units[name] = _Known(unit, started=False)
         self._watch.follow(name, exists=False)  # before it runs: it may be over before its start returns
         try:
+            self._traces.starting(unit)
             self._start(unit, self._ready.pop(unit.name), last=False)
+        except OSError as error:
+            self._forget(name)
+            raise TaskFault(container_facts.no_room(error)) from error
         except BaseException:
             self._forget(name)
             raise
@@ -249,7 +260,8 @@ class Docker:
         name = container_name(unit)
         container = self._inspect(name)
         if container is None:
-            unit.ended(container_facts.vanished(name, None))
+            started = self._traces.was_started(unit)
+            unit.ended(container_facts.vanished(name, None) if started else container_facts.never_ran())
         elif container.fresh and self._starter.fence(name):
             unit.ended(container_facts.never_ran())
         else:
@@ -294,10 +306,8 @@ class Docker:
         spec = unit.spec
         if spec is None or any(sidecar.read_write for sidecar in spec.sidecars):
             troubles.append(self._sidecars.drop_private(unit))
-        try:
-            self._output.forget(unit)
-        except OSError as error:
-            troubles.append(f"{error.filename}: {error.strerror}")
+        if not any(troubles):  # what says that it exists goes last
+            troubles.append(self._traces.forget(unit))
         return "; ".join(filter(None, troubles))
 
     def _remove(self, name: str) -> str:
@@ -322,13 +332,15 @@ class Docker:
         return self._output.collect(unit)
 
     def recover(self) -> Sequence[Found]:
-        """List the containers of this instance. Raises EngineError."""
+        """List the units of this instance: containers, and those of which there is none. Raises EngineError."""
         self._sidecars.remove_unfinished()
         return self.units()
 
     def units(self) -> Sequence[Found]:
-        """List the containers of this instance, touching nothing. Raises EngineError."""
-        return [_found(container) for container in self._orphans.ours(self._all())]
+        """List the units of this instance, touching nothing. Raises EngineError."""
+        found = {unit.name: unit for unit in self._traces.list()}
+        found.update({unit.name: unit for unit in map(_found, self._orphans.ours(self._all()))})
+        return list(found.values())
 
     def look_after(self) -> Sequence[Found]:
         """Remove what is old; take over what has lost its worker."""
