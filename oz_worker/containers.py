@@ -33,8 +33,8 @@ _GONE = re.compile(r"(?i)no such (container|object|volume|image)|no container wi
 _TAKEN = re.compile(r"(?i)is already in use|name .* in use")
 _SAID_BYTES = 700
 _INSPECTED = (
-    '{"id":{{json .Id}},"name":{{json .Name}},"state":{{json .State}},"labels":{{json .Config.Labels}},'
-    '"mounts":{{json .Mounts}},"created":{{json .Created}}}'
+    '{"id":{{json .ID}},"name":{{json .Name}},"state":{{json .State}},"labels":{{json .Config.Labels}},'
+    '"mounts":{{json .Mounts}},"created":{{json .Created}},"image":{{json .Image}}}'
 )
 
 
@@ -85,6 +85,7 @@ class Container(NamedTuple):
     error: str
     volumes: tuple[str, ...]
     created: str
+    image: str
 
     @property
     def lives(self) -> bool:
@@ -230,11 +231,32 @@ class Engine:
         return found
 
     def environment_of(self, name: str) -> tuple[dict[str, str], list[str]]:
-        """The environment and the arguments a container was made with: secrets, for the redactor alone."""
-        form = '{"environment":{{json .Config.Env}},"arguments":{{json .Config.Cmd}}}'
+        """The environment and the arguments a container was given, for the redactor alone: without its image's own."""
+        form = '{"environment":{{json .Config.Env}},"arguments":{{json .Config.Cmd}},"image":{{json .Image}}}'
         about = _object(self.call("container", "inspect", "--format", form, name, limit=16 << 20))
-        pairs = (entry.partition("=") for entry in about.get("environment") or [])
-        return {key: value for key, _, value in pairs}, list(about.get("arguments") or [])
+        form = '{"environment":{{json .Config.Env}}}'
+        said = self._call(("image", "inspect", "--format", form, str(about.get("image"))), partly=True)
+        known = set((_object(said).get("environment") or []) if said.strip() else [])
+        pairs = (entry.partition("=") for entry in about.get("environment") or [] if entry not in known)
+        given = {key: value for key, _, value in pairs if key not in ("container", "TERM", "HOSTNAME")}
+        return given, list(about.get("arguments") or [])
+
+    def logs(self, name: str, *, lines: int, limit: int = 1 << 20, into: int = -1) -> bytes:
+        """The last *lines* of what a container printed on both streams: the last *limit* bytes, or the file *into*."""
+        outcome = errand.run(
+            [self.program, "logs", "--tail", str(lines), name],
+            environment=self.environment,
+            instance=self.instance,
+            timeout=self.timeout,
+            limit=limit,
+            merged=True,
+            into=into,
+        )
+        if outcome.late:
+            raise EngineDown(f"{self.kind} logs did not answer within {format_duration(self.timeout)}")
+        if outcome.code:
+            raise self.refusal("logs", outcome.code, outcome.output)
+        return outcome.output
 
     # -- events --------------------------------------------------------------------------------------------------
 
@@ -278,6 +300,42 @@ def find_program(kind: str, path: str, environment: Mapping[str, str]) -> str:
     return found
 
 
+def endpoint_of(kind: str, environment: Mapping[str, str]) -> str:
+    """Which engine the program will talk to, by its own rules: the variable, the context, else the default."""
+    host = environment.get("CONTAINER_HOST" if kind == "podman" else "DOCKER_HOST", "")
+    if host or kind == "podman":
+        return f"{kind} {host or 'of this host'}"
+    context = environment.get("DOCKER_CONTEXT", "")
+    if not context:
+        folder = environment.get("DOCKER_CONFIG") or os.path.join(environment.get("HOME", "/"), ".docker")
+        try:
+            with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
+                context = str(json.load(file).get("currentContext", ""))
+        except (OSError, ValueError, AttributeError):
+            context = ""
+    return f"{kind} context {context}" if context not in ("", "default") else f"{kind} of this host"
+
+
+def opened(engine: Engine) -> Facts:
+    """What the engine says of itself, fit to run Linux agents. Raises NotUsable with the cure."""
+    try:
+        facts = engine.facts()
+    except EngineError as error:
+        raise NotUsable(f"the {engine.kind} engine cannot be used: {error}. {_cure(error)}") from error
+    if facts.system != "linux" or facts.architecture not in ("amd64", "arm64"):
+        is_what = f"{facts.system or 'unknown'}/{facts.architecture or 'unknown'}"
+        raise NotUsable(f"the {engine.kind} engine runs {is_what} containers; agents need linux/amd64 or linux/arm64")
+    return facts
+
+
+def _cure(error: EngineError) -> str:
+    if "permission denied" in error.said.lower():
+        return "Let this user use the engine's socket, for example by its group (docker), and start the worker again"
+    host = os.environ.get("DOCKER_HOST", "")
+    where = f"DOCKER_HOST is {host}" if host and "@" not in host else "see DOCKER_HOST and `docker context ls`"
+    return f"Start the engine, or name the right one: {where}"
+
+
 def _container(about: Mapping[str, Any]) -> Container:
     state = about.get("state") or {}
     mounts = about.get("mounts") or []
@@ -291,6 +349,7 @@ def _container(about: Mapping[str, Any]) -> Container:
         error=str(state.get("Error") or ""),
         volumes=tuple(str(mount["Name"]) for mount in mounts if mount.get("Type") == "volume" and mount.get("Name")),
         created=str(about.get("created", "")),
+        image=str(about.get("image", "")),
     )
 
 

@@ -37,8 +37,13 @@ def run(
     directory: str | None = None,
     limit: int = 1 << 20,
     interrupt: int = -1,
+    merged: bool = False,
+    into: int = -1,
 ) -> Outcome:
     """Run a short CLI to its end and keep the first *limit* bytes of each of its streams.
+
+    *merged*: both streams in one, in their order, of which the last *limit* bytes are kept; or all of it in the file
+    *into*, a descriptor of the caller's.
 
     One poll in the calling thread serves output, input, exit, *timeout* seconds and *interrupt* (a descriptor that
     becomes readable when the caller wants to leave). What holds the pipes open after the exit is waited for at most a
@@ -46,15 +51,16 @@ def run(
     """
     pipe = subprocess.PIPE
     marked = {**environment, HELPER: instance}
-    child = spawn(Request(argv, marked, directory, pipe if stdin else subprocess.DEVNULL, pipe, pipe))
+    output, errors = into if into >= 0 else pipe, subprocess.STDOUT if merged else pipe
+    child = spawn(Request(argv, marked, directory, pipe if stdin else subprocess.DEVNULL, output, errors))
     restore_open_files(child.pid)
-    talk = _Talk(child, stdin, limit)
+    talk = _Talk(child, stdin, limit, last=merged)
     try:
         code = talk.until_exit(Deadline(timeout), interrupt)
         if code is None:
             child.signal_group(signal.SIGKILL)
         talk.drain()
-        return Outcome(code, bytes(talk.output), bytes(talk.errors), talk.truncated, late=code is None)
+        return Outcome(code, bytes(talk.output[-limit:]), bytes(talk.errors), talk.truncated, late=code is None)
     finally:
         if child.poll() is None:
             child.signal_group(signal.SIGKILL)
@@ -72,12 +78,14 @@ def _reap_soon(child: Child) -> None:
 class _Talk:
     """Feeds and drains the pipes of one short child. One thread uses it."""
 
-    def __init__(self, child: Child, stdin: bytes, limit: int) -> None:
+    def __init__(self, child: Child, stdin: bytes, limit: int, *, last: bool) -> None:
         self._child = child
+        self._last = last
         self._left = memoryview(stdin)
         self._limit = limit
         self.output, self.errors, self.truncated = bytearray(), bytearray(), False
-        self._readers = {child.stdout: self.output, child.stderr: self.errors}
+        streams = ((child.stdout, self.output), (child.stderr, self.errors))
+        self._readers = {descriptor: kept for descriptor, kept in streams if descriptor >= 0}
         for descriptor in (child.stdin, child.stdout, child.stderr):
             if descriptor >= 0:
                 os.set_blocking(descriptor, False)
@@ -134,7 +142,12 @@ class _Talk:
             return
         kept = self._readers[descriptor]
         room = self._limit - len(kept)
-        kept += data[:room]
         self.truncated = self.truncated or len(data) > room
+        if not self._last:
+            kept += data[:room]
+        else:
+            kept += data
+            if len(kept) > 2 * self._limit:  # not at each piece: that would move everything each time
+                del kept[: -self._limit]
         if not data:
             del self._readers[descriptor]

@@ -71,7 +71,7 @@ class CommandOptions:
 
 @dataclass(frozen=True)
 class DockerOptions:
-    """`backend.docker.`: checked whole already, run by a later version."""
+    """`backend.docker.`"""
 
     volumes: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)

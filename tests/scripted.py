@@ -122,6 +122,15 @@ class Scripted:
     def tail(self, unit: Unit, limit: int) -> bytes:
         return b"the last line"[-limit:]
 
+    def output_at(self, unit: Unit) -> str:
+        return "nowhere"
+
+    def collect(self, unit: Unit) -> str:
+        return ""
+
+    def look_after(self) -> Sequence[Found]:
+        return ()
+
     def recover(self) -> Sequence[Found]:
         return self.units()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Mapping
 
 from oz_worker.errors import NotUsable
-from oz_worker.settings import CommandOptions, DirectOptions, Settings
+from oz_worker.settings import CommandOptions, DirectOptions, DockerOptions, Settings
 from oz_worker.slots import in_container
 
 if TYPE_CHECKING:
@@ -78,7 +78,34 @@ def _command(
     )
 
 
+def _docker(
+    settings: Settings, instance: str, instance_dir: Path, host: Mapping[str, str], on_death: OnDeath
+) -> Backend:
+    from oz_worker.backends.docker import Docker
+
+    assert isinstance(settings.options, DockerOptions)
+    return Docker(
+        settings.options,
+        worker_id=settings.worker_id,
+        instance=instance,
+        instance_dir=instance_dir,
+        host_environ=host,
+        task_log_max=settings.task_log_max,
+        on_death=on_death,
+    )
+
+
+def endpoint(settings: Settings, environ: Mapping[str, str]) -> str:
+    """Which engine units of these settings run on, as far as words go; "" for this host itself (rule 2)."""
+    if not isinstance(settings.options, DockerOptions):
+        return ""
+    from oz_worker.containers import endpoint_of
+
+    return endpoint_of(settings.options.engine, environ)
+
+
 FACTORIES: Mapping[str, Callable[[Settings, str, Path, Mapping[str, str], OnDeath], Backend]] = {
     "direct": _direct,
     "command": _command,
+    "docker": _docker,
 }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from typing import Callable, NamedTuple, Protocol, Sequence
+from typing import Callable, Iterator, NamedTuple, Protocol, Sequence
 
 from oz_worker.model import Cause, ExitFacts, Key, TaskSpec
+from oz_worker.threads import Waker
 
 PROOF_SECONDS = 30.0
 """After its grace a stop may look this long for proof that everything is gone (design 12, rule 11)."""
@@ -44,6 +46,7 @@ class Unit:
         self._cause: Cause | None = None
         self._kill_at = 0.0
         self._hurried = False
+        self._wake: Callable[[], None] | None = None
 
     @property
     def facts(self) -> ExitFacts | None:
@@ -80,6 +83,8 @@ class Unit:
             self._cause = cause
             self._kill_at = time.monotonic() + (0.0 if self._hurried else grace)
             self._changed.notify_all()
+            if self._wake is not None:
+                self._wake()
             return True
 
     def hurry(self) -> None:
@@ -89,6 +94,21 @@ class Unit:
             self._kill_at = min(self._kill_at, now) if self._cause else now
             self._hurried = True
             self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def wakes(self) -> Iterator[int]:
+        """A descriptor that becomes readable at the stop order: for a wait of the unit's thread in `poll`."""
+        waker = Waker()
+        with self._changed:
+            self._wake = waker.wake
+            if self._cause is not None:
+                waker.wake()
+        try:
+            yield waker.fileno()
+        finally:
+            with self._changed:
+                self._wake = None
+            waker.close()
 
     def notify(self) -> None:
         """Make `wait` look at its predicate again. For backends whose own state is part of a predicate."""
@@ -145,6 +165,8 @@ class Backend(Protocol):
     * `clean_up` removes everything of the unit, or with `keep` only what must not stay (secrets); idempotent, never
       follows links, returns one sentence about what it could not remove ("" = all gone).
     * `tail` returns the last *limit* bytes of the unit's output, raw; b"" when there is none.
+    * `collect` brings the output of an ended unit that lies elsewhere to `units/<unit>/output.log` of the instance,
+      bounded, before `clean_up`; one sentence when it could not.
     """
 
     capabilities: Capabilities
@@ -186,11 +208,20 @@ class Backend(Protocol):
     def tail(self, unit: Unit, limit: int) -> bytes:
         """The end of the unit's output."""
 
+    def output_at(self, unit: Unit) -> str:
+        """Where people find the output of a running unit: a path or a command."""
+
+    def collect(self, unit: Unit) -> str:
+        """Fetch the output, see above."""
+
     def recover(self) -> Sequence[Found]:
         """List the units of this instance that exist outside, after ending surviving helpers of a dead worker."""
 
     def units(self) -> Sequence[Found]:
         """List the units of this instance that exist outside, without touching anything. Safe at any time."""
+
+    def look_after(self) -> Sequence[Found]:
+        """Called once a minute: remove what is old; units taken over just now, whose worker is gone (rule 3)."""
 
     def cancel_dispatched(self, unit: Unit) -> str:
         """Cancel a unit that was handed over (`fire_and_forget`); one sentence on failure, "" when done."""

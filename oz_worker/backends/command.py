@@ -232,6 +232,18 @@ class Command:
         """The end of what the dispatcher printed."""
         return tail(self._units.directory(unit).output, limit)
 
+    def output_at(self, unit: Unit) -> str:
+        """The file that holds the unit's output."""
+        return str(self._units.directory(unit).output)
+
+    def collect(self, unit: Unit) -> str:
+        """It is where it belongs."""
+        return ""
+
+    def look_after(self) -> Sequence[Found]:
+        """Nothing outlives its unit here, and nothing is without its instance."""
+        return ()
+
     def recover(self) -> Sequence[Found]:
         """List the dispatches that have a directory."""
         return self._units.recover()

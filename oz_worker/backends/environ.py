@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Iterable, Iterator, Mapping
+from typing import Iterable, Iterator, Mapping, Sequence
 
 from oz_worker.detached import ODD
 from oz_worker.process import HELPER, arguments_of, environment_of
@@ -63,10 +63,14 @@ def secrets_of(pid: int) -> tuple[str, ...] | None:
     environment = environment_of(pid)
     if environment is None:
         return None
-    arguments = arguments_of(pid)
-    mcp = arguments[arguments.index("--mcp") + 1 :][:1] if "--mcp" in arguments else []
     odd = {name: value for name, value in json.loads(environment.pop(ODD, "{}")).items() if value}
-    return (*secret_values({**environment, **odd}), *(secret for text in mcp for secret in _secrets_in(text)))
+    return secrets_in({**environment, **odd}, arguments_of(pid))
+
+
+def secrets_in(environment: Mapping[str, str], arguments: Sequence[str]) -> tuple[str, ...]:
+    """The secrets among the environment and the arguments that an agent was given."""
+    mcp = list(arguments[arguments.index("--mcp") + 1 :][:1]) if "--mcp" in arguments else []
+    return (*secret_values(environment), *(secret for text in mcp for secret in _secrets_in(text)))
 
 
 def _secrets_in(text: str) -> Iterator[str]:

@@ -12,7 +12,7 @@ class ImageUnusable(OzWorkerError):
 
 
 class ImageFacts(NamedTuple):
-    """What must be known of an image that is present. `digest` are 64 hex digits: what it was pulled by, else its id."""
+    """What must be known of an image that is present. `digest`: 64 hex digits, of what it was pulled by, else its id."""
 
     reference: str
     id: str

@@ -22,7 +22,7 @@ Then = Callable[[bool], None]
 logger = logging.getLogger(__name__)
 
 
-def misfit(path: Path, *, worker_id: str, backend: str, uid: int) -> str:
+def misfit(path: Path, *, worker_id: str, backend: str, uid: int, endpoint: str = "") -> str:
     """Why a worker with these facts cannot serve the instance in *path*, "" when it can (design 12, rule 2).
 
     Other workers' tasks would be reported under our name; another backend's units would not be understood. Reports
@@ -36,6 +36,8 @@ def misfit(path: Path, *, worker_id: str, backend: str, uid: int) -> str:
         for row in rows.open_tasks(db):
             if (row.backend, row.uid) != (backend, uid):
                 return f"its task {row.key.task_id} runs with the {row.backend} backend as user {row.uid}"
+            if row.endpoint != endpoint:
+                return f"its task {row.key.task_id} runs on {row.endpoint or 'this host'}, not on {endpoint or 'it'}"
         return ""
 
     return peek(path / "state.db", look) or ""

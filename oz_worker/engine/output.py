@@ -41,10 +41,14 @@ class Output:
         lines = "\n".join(text.splitlines()[-TAIL_LINES:])
         return lines.encode()[-TAIL_BYTES:].decode("utf-8", "ignore")
 
+    def copies(self, unit: Unit) -> bool:
+        """Whether `keep_copy` would keep one."""
+        return unit.secrets is not None and self._retention > 0
+
     def keep_copy(self, instance: Path, unit: Unit, row: TaskRow) -> None:
         """Copy the raw output, redacted, to the instance's `logs/`; it is deleted after the retention."""
         raw = instance / "units" / unit.name / "output.log"
-        if unit.secrets is None or not self._retention or not _holds_something(raw):
+        if unit.secrets is None or not self.copies(unit) or not _holds_something(raw):
             return
         copy = instance / "logs" / copy_name(row)
         try:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
+from typing import Sequence
 
 from oz_worker import rows
 from oz_worker.backends.base import Found, Unit
@@ -60,6 +61,16 @@ def recover(engine: Engine, instance: Instance) -> int:
             task.claim()
         engine.take_up(task)
     return len(tasks)
+
+
+def take_over(engine: Engine, instance: Instance, found: Sequence[Found]) -> None:
+    """Units whose own worker is gone for good and which *instance* has just won (rule 3). Raises StoreError."""
+    for unit in found:
+        if instance.store.do(functools.partial(rows.of_unit, unit=unit.name)) is not None:
+            continue  # it was assigned to us too, and its own start has adopted it
+        task = _adopt(engine, instance, unit)
+        task.claim()
+        engine.take_up(task)
 
 
 def _task_of(engine: Engine, instance: Instance, row: TaskRow, found: Found | None) -> Task:

@@ -157,7 +157,7 @@ class Task:
             raise Stopped
         self.instance.backend.start(self.unit)
         self.instance.change(self.row, _started, lambda _saved: self._around.runs())
-        self._log_edge(f"running, output in {self.source().file}")
+        self._log_edge(f"running, output: {self.instance.backend.output_at(self.unit)}")
 
     def _after_fault(self, error: Exception) -> ExitFacts:
         """The unit may be running: it must not outlive its report."""
@@ -177,7 +177,8 @@ class Task:
             return
         if facts.dispatched:  # another cause was committed first; `stop`, which cancels by itself, was not called
             self._say_trouble("cancel_command", self.instance.backend.cancel_dispatched(self.unit))
-        tail = self._guarded(lambda: self._around.output.tail(self.instance.backend, self.unit))
+        well = facts.code == 0 and facts.reason is None and self.unit.cause is None  # then nobody reads the tail
+        tail = "" if well else self._guarded(lambda: self._around.output.tail(self.instance.backend, self.unit))
         report_of: list[OutboxRow] = []
 
         def fix(db: sqlite3.Connection | None) -> None:
@@ -266,6 +267,8 @@ class Task:
                 asked = self._closing_asked or (self.row.cause is Cause.CANCEL and not self.row.closed)
             if asked:
                 self._send_closed()
+            if self._around.output.copies(unit) or self._around.follower is not None:
+                self._say_trouble("output", self._guarded(lambda: backend.collect(unit)))
             if self._around.follower is not None:
                 self._around.follower.finish(self.source())
             self._around.output.keep_copy(self.instance.path, self.unit, self.row)
@@ -395,7 +398,7 @@ class Task:
 
     def _say_trouble(self, what: str, sentence: str) -> None:
         if sentence:
-            phase_reason = {"teardown": "teardown_command", "clean-up": "cleanup"}.get(what, "cancel_command")
+            phase_reason = {"teardown": "teardown_command", "cancel_command": "cancel_command"}.get(what, "cleanup")
             self._around.meters.count("oz_worker_task_failures_total", phase="cleanup", reason=phase_reason)
             logger.warning("task %s: %s: %s", _name(self.key), what, sentence)
 

@@ -71,7 +71,9 @@ class Upkeep:
 
     def _look_after(self, instance: Instance) -> None:
         self._expire(instance)
-        if instance is not self._engine.primary:
+        if instance is self._engine.primary:
+            recovery.take_over(self._engine, instance, instance.backend.look_after())
+        else:
             self._leave_if_empty(instance)
 
     def _guarded(self, what: str, act: Callable[[], None]) -> None:

@@ -14,6 +14,7 @@ import pytest
 from oz_worker.backends.base import Backend, Unit
 from oz_worker.errors import Stopped, TaskFault
 from oz_worker.model import Cause
+from tests.containers.docker_site import DockerSite
 from tests.hosting import INSTANCE, PATIENCE, Stage, eventually, marked
 
 
@@ -64,16 +65,22 @@ class CommandSite(DirectSite):
         return self.stage.command(f"exec {self.stage.oz}")
 
 
-SITES: dict[str, Callable[[Path], Site]] = {
-    "direct-cgroup": lambda root: DirectSite(root, "auto"),
-    "direct-swept": lambda root: DirectSite(root, "off"),
-    "command": CommandSite,
+def docker_site(root: Path, request: pytest.FixtureRequest) -> Site:
+    """The docker backend over the engine of the session."""
+    return DockerSite(root, request.getfixturevalue("engine"), request.getfixturevalue("images"))
+
+
+SITES: dict[str, Callable[[Path, pytest.FixtureRequest], Site]] = {
+    "direct-cgroup": lambda root, _request: DirectSite(root, "auto"),
+    "direct-swept": lambda root, _request: DirectSite(root, "off"),
+    "command": lambda root, _request: CommandSite(root),
+    "docker": docker_site,
 }
 
 
 @pytest.fixture(params=SITES)
 def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
-    site = SITES[request.param](tmp_path)
+    site = SITES[request.param](tmp_path, request)
     yield site
     site.close()
 

@@ -50,18 +50,26 @@ def unmount(place: Path) -> None:
         subprocess.run(["umount", "--lazy", *ours], check=False)
 
 
+def cgroups_of(name: str) -> list[Path]:
+    """An engine's own cgroup in every hierarchy, of version 1 or 2."""
+    return [*_CGROUPS.glob(name), *_CGROUPS.glob(f"*/{name}")]
+
+
 def thaw_cgroups(name: str) -> None:
     """Let paused containers go on: what is frozen cannot be killed, and would hold its namespace for ever."""
-    for state in [*_CGROUPS.glob(f"freezer/{name}/**/freezer.state"), *_CGROUPS.glob(f"{name}/**/cgroup.freeze")]:
-        with contextlib.suppress(OSError):
-            state.write_text("THAWED" if state.name == "freezer.state" else "0")
+    thawed = {"freezer.state": "THAWED", "cgroup.freeze": "0"}
+    for root in cgroups_of(name):
+        for directory, _, files in os.walk(root):  # unlike glob it bears with what vanishes meanwhile
+            for file in thawed.keys() & files:
+                with contextlib.suppress(OSError):
+                    Path(directory, file).write_text(thawed[file])
 
 
 def remove(place: Path, cgroup: str) -> None:
     """Remove directory and cgroups once nothing uses them; what is gone already is no error."""
     shutil.rmtree(place, ignore_errors=True)
     limit = time.monotonic() + _REMOVAL
-    while left := [*_CGROUPS.glob(cgroup), *_CGROUPS.glob(f"*/{cgroup}")]:
+    while left := cgroups_of(cgroup):
         for root in left:
             for directory, _, _ in os.walk(root, topdown=False):
                 with contextlib.suppress(OSError):

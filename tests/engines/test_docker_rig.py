@@ -14,12 +14,14 @@ from tests.engines.census import audit_engine, census, differences
 from tests.engines.client import Client, EngineError
 from tests.engines.docker import Engine
 from tests.engines.fixtures import OwnEngine
+from tests.engines.holder import cgroups_of
 from tests.engines.images import Images, load_image, load_images
 from tests.rig import ROOT, SAFETY, living_environments, until
 
 HOLDS_AN_ENGINE = """
 import sys
 from tests.engines.docker import Engine
+from tests.engines.holder import cgroups_of
 from tests.engines.images import load_images
 engine = Engine()
 engine.cli("run", "--detach", "--env", "MARK=" + sys.argv[1], load_images(engine).task, "sleep", "1000")
@@ -33,7 +35,7 @@ def traces(place: Path) -> list[str]:
     """What is left of an engine on this machine."""
     found = [str(place)] if place.exists() else []
     found += [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(place) in line]
-    found += [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/{place.name}")]
+    found += [str(path) for path in cgroups_of(place.name)]
     found += [f"process {pid}" for pid, environ in living_environments() if str(place).encode() in environ]
     return found
 
@@ -109,7 +111,7 @@ def test_nothing_outlives_a_kill_of_what_holds_the_engine(victim: str) -> None:
         assert process.stdout
         try:
             place = Path(process.stdout.readline().decode().strip())
-            assert len(marked(mark)) == 1
+            until(lambda: marked(mark), "the container, which `docker run` announces before it has been executed")
             if victim == "test":
                 process.kill()
             else:

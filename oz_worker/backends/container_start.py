@@ -1,0 +1,118 @@
+"""Making and starting a container, and finding out what came of it where the engine's program cannot say.
+
+The name decides: it follows from the unit, and the engine gives it to one container only. So however often the order
+is given again after a silence, at most one container runs.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from oz_worker.backends.base import Unit
+from oz_worker.backends.container_order import Order, container_name
+from oz_worker.backends.patience import persist
+from oz_worker.containers import Container, Engine, EngineDown, EngineError, Interrupted, NameTaken, NoSuch
+from oz_worker.errors import OzWorkerError, Stopped
+
+logger = logging.getLogger(__name__)
+
+
+class StartFailed(OzWorkerError):
+    """The engine refused; it is proven that the agent never ran. `created`: there was a container, it is removed."""
+
+    def __init__(self, error: EngineError, *, created: bool) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.created = created
+
+
+class Foreign(OzWorkerError):
+    """The name is taken by a container of somebody else's."""
+
+    def __init__(self, container: Container) -> None:
+        super().__init__(f"the container {container.name} belongs to the instance {container.label('instance')!r}")
+        self.container = container
+
+
+class Starter:
+    """Runs orders. Safe from any thread: it has no state but its options."""
+
+    def __init__(self, engine: Engine, limit: float) -> None:
+        self._engine = engine
+        self._limit = limit
+
+    def run(self, unit: Unit, order: Order) -> None:
+        """Return once the container of *unit* runs, or has run. Blocks in the engine's program.
+
+        The unit's stop order ends the program at once. Raises Stopped then (what may have been made is the caller's
+        to end), StartFailed, Foreign, or EngineDown when the engine did not answer within its limit.
+        """
+        persist(lambda: self._try(unit, order), unit, self._limit)
+
+    def _try(self, unit: Unit, order: Order) -> None:
+        try:
+            self._call(unit, order)
+        except Interrupted:
+            raise Stopped(f"unit {unit.name} was stopped while its container was made") from None
+        except NameTaken:
+            if not self._exists(unit):
+                self._call_again(unit, order)
+        except EngineDown:
+            if not self._exists(unit):
+                raise  # patience: the order is given again
+        except EngineError as error:
+            self._judge(unit, error)
+
+    def _call(self, unit: Unit, order: Order) -> None:
+        with unit.wakes() as interrupt:
+            self._engine.call(
+                *order.arguments, stdin=order.transport.file, extra=order.transport.passed, interrupt=interrupt
+            )
+
+    def _call_again(self, unit: Unit, order: Order) -> None:
+        try:
+            self._call(unit, order)
+        except EngineDown:
+            raise
+        except EngineError as error:
+            self._judge(unit, error)
+
+    def _exists(self, unit: Unit) -> bool:
+        """Whether a container of the unit runs or has run; one that was only created is removed.
+
+        Raises Foreign when it is not the unit's, EngineDown when nobody can say.
+        """
+        container = self._look(unit)
+        if container is None:
+            return False
+        if container.label("instance") != unit.instance or container.label("unit") != unit.name:
+            raise Foreign(container)
+        return not container.fresh or not self.fence(container.name)
+
+    def _judge(self, unit: Unit, error: EngineError) -> None:
+        """The engine refused. Raises StartFailed unless the container runs all the same."""
+        container = self._look(unit)
+        if container is None:
+            raise StartFailed(error, created=False)
+        if container.fresh and self.fence(container.name):
+            raise StartFailed(error, created=True)
+        logger.info("unit %s: its container runs, although its start was answered by: %s", unit.name, error)
+
+    def _look(self, unit: Unit) -> Container | None:
+        return next(iter(self._engine.inspect(container_name(unit))), None)
+
+    def fence(self, name: str) -> bool:
+        """Remove a container that was only created: True proves that it never ran and never will (rule 5).
+
+        Without force the engine refuses to remove one that runs, which is the answer.
+        """
+        try:
+            self._engine.call("container", "rm", "--volumes", name)
+        except NoSuch:
+            return True
+        except EngineDown:
+            raise
+        except EngineError as error:
+            logger.info("%s was started meanwhile: %s", name, error)
+            return False
+        return True

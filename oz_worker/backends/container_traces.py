@@ -1,0 +1,66 @@
+"""What stands on our own disk of a unit in a container: that it was prepared, and whether its start was ordered.
+
+Written before the act it describes, so that after a kill -9 the absence of a container can be read: never made, or
+removed by somebody since.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from oz_worker.backends.base import Found, Unit
+from oz_worker.backends.workspace import remove_tree
+from oz_worker.detached import UnitDirectory
+from oz_worker.errors import NotUsable
+from oz_worker.model import Key
+from oz_worker.unreadable import patiently
+
+_STARTED = "started"
+
+
+class Traces:
+    """The units' directories of one instance. Each is touched by its unit's thread only."""
+
+    def __init__(self, instance_dir: Path, worker_id: str) -> None:
+        self._root = instance_dir / "units"
+        self._worker_id = worker_id
+
+    def open(self) -> None:
+        """Make the directory of units. Raises NotUsable."""
+        try:
+            os.makedirs(self._root, mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise NotUsable(
+                f"{self._root} cannot be made: {error.strerror}; choose another state_dir or free space"
+            ) from error
+
+    def directory(self, unit: Unit) -> UnitDirectory:
+        """Where the files of *unit* are."""
+        return UnitDirectory(self._root / unit.name)
+
+    def prepared(self, unit: Unit) -> None:
+        """It is going to be prepared. Raises OSError."""
+        facts = {"version": 1, "task_id": unit.key.task_id, "execution_id": unit.key.execution_id}
+        self.directory(unit).create({**facts, "instance": unit.instance, "worker": self._worker_id})
+
+    def starting(self, unit: Unit) -> None:
+        """It is going to be started. Raises OSError."""
+        self.directory(unit).private(_STARTED)
+
+    def was_started(self, unit: Unit) -> bool:
+        """Whether its start was ordered at all."""
+        return os.path.exists(self.directory(unit).file(_STARTED))
+
+    def list(self) -> list[Found]:
+        """The units that have a directory. Raises Unreadable."""
+        found = []
+        for path in sorted(self._root.iterdir()) if self._root.is_dir() else ():
+            facts = patiently(UnitDirectory(path).facts)
+            if facts is not None and isinstance(facts.get("task_id"), str):
+                found.append(Found(path.name, Key(facts["task_id"], str(facts.get("execution_id", "")))))
+        return found
+
+    def forget(self, unit: Unit) -> str:
+        """Remove the directory; one sentence about what is left."""
+        return remove_tree(str(self.directory(unit).path))

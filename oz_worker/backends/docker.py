@@ -1,0 +1,424 @@
+"""Agents in containers of a Docker Engine, or of Podman.
+
+A unit is a container with a name that follows from its task and labels that say whose it is, so that a worker that
+comes after a kill -9 finds it, and learns its true exit code from the engine. Nothing of a running unit is in this
+process but an entry in the watch and the thread of its task.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+from typing import Callable, Mapping, NamedTuple, Sequence
+
+from oz_worker.backends import container_facts
+from oz_worker.backends.base import Capabilities, Found, Unit
+from oz_worker.backends.container_order import Order, container_name, order
+from oz_worker.backends.container_output import ContainerOutput
+from oz_worker.backends.container_owner import Orphans, own_container
+from oz_worker.backends.container_start import Foreign, Starter, StartFailed
+from oz_worker.backends.container_stop import Stopper
+from oz_worker.backends.container_traces import Traces
+from oz_worker.backends.container_watch import Ears, Watch
+from oz_worker.backends.environ import secrets_in, worker_environment
+from oz_worker.backends.images import Images, ImageUnusable
+from oz_worker.backends.patience import persist
+from oz_worker.backends.resolution import image_of, sidecars_of
+from oz_worker.backends.sidecars import Sidecars, SidecarUnusable
+from oz_worker.containers import LABEL, Container, Engine, EngineDown, EngineError, NoSuch, find_program, opened
+from oz_worker.errors import Stopped, TaskFault
+from oz_worker.model import ExitFacts, Key, Reason
+from oz_worker.settings import DockerOptions
+from oz_worker.timing import format_duration
+from oz_worker.tree import end_helpers
+from oz_worker.unreadable import patiently
+
+logger = logging.getLogger(__name__)
+
+_COMMAND_TIMEOUT = 60.0
+_CLOSE_SECONDS = 3.0
+_REMEMBERED = 1000
+
+
+class _Ready(NamedTuple):
+    """What a start needs: an image that is present, volumes that are filled."""
+
+    image: str
+    mounts: Sequence[str]
+
+
+class _Known(NamedTuple):
+    """A unit whose container is followed; not *started*: its absence proves nothing yet."""
+
+    unit: Unit
+    started: bool
+
+
+class Docker:
+    """The backend `docker`. Its contract is `Backend`'s.
+
+    The lock guards `_units` (who is told of a container's end, and whether it is known to have run) and `_gone` (names
+    that were removed here: one that appears all the same was made late by a request of a dead program, and is removed).
+    `_ready` is touched by each unit's own thread only, `_silence` written by the watch's.
+    """
+
+    def __init__(
+        self,
+        options: DockerOptions,
+        *,
+        worker_id: str,
+        instance: str,
+        instance_dir: Path,
+        host_environ: Mapping[str, str],
+        task_log_max: int = 0,
+        on_death: Callable[[str, BaseException], None] = lambda name, error: None,
+    ) -> None:
+        self.capabilities = Capabilities(survives_worker=True)
+        self._options = options
+        self._worker_id = worker_id
+        self._instance = instance
+        self._directory = instance_dir
+        self._host = host_environ
+        self._log_max = task_log_max
+        self._on_death = on_death
+        self._lock = threading.Lock()
+        self._units: dict[str, _Known] = {}
+        self._gone: dict[str, None] = {}
+        self._ready: dict[str, _Ready] = {}
+        self._silence = ""
+
+    # -- the worker's life ---------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """End helpers of a dead worker, look at the engine, start the watch. Raises NotUsable."""
+        options = self._options
+        program = find_program(options.engine, options.engine_path, self._host)
+        helpers = patiently(lambda: end_helpers(self._instance))
+        if helpers:
+            logger.info("ended %d helper processes of an earlier worker", helpers)
+        self._engine = engine = Engine(
+            options.engine,
+            program,
+            environment=worker_environment(self._host),
+            instance=self._instance,
+            timeout=options.command_timeout or _COMMAND_TIMEOUT,
+        )
+        self._facts = opened(engine)
+        owner = own_container(engine)
+        self._labels = {"instance": self._instance, "worker": self._worker_id, **({"owner": owner} if owner else {})}
+        self._images = Images(
+            engine,
+            policy=options.image_pull_policy,
+            pull_timeout=options.pull_timeout,
+            progress_timeout=options.pull_progress_timeout,
+            platform=options.platform,
+            engine_platform=f"{self._facts.system}/{self._facts.architecture}",
+            on_death=self._on_death,
+        )
+        self._sidecars = Sidecars(
+            engine,
+            self._images.ready,
+            labels=self._labels,
+            timeout=options.pull_timeout,
+            retention=options.sidecar_volume_retention,
+            state_file=self._directory / "sidecars.json",
+            on_death=self._on_death,
+        )
+        self._traces = Traces(self._directory, self._worker_id)
+        self._traces.open()
+        self._starter = Starter(engine, options.engine_down_timeout)
+        self._stopper = Stopper(engine, self._starter.fence)
+        self._output = ContainerOutput(engine, self._traces, self._log_max)
+        self._orphans = Orphans(engine, self._labels)
+        ears = Ears(
+            ended=self._ended,
+            vanished=self._vanished,
+            listed=self._listed,
+            made=self._made,
+            removed=self._sidecars.mark_gone,
+            silent=self._silent,
+            answers=self._answers,
+        )
+        self._watch = Watch(engine, f"{LABEL}worker={self._worker_id}", ears, self._on_death)
+        self._watch.start()
+        logger.info("%s %s, %s/%s", engine.kind, self._facts.version, self._facts.system, self._facts.architecture)
+
+    def close(self) -> None:
+        """Stop the watch; containers run on."""
+        self._watch.stop(_CLOSE_SECONDS)
+
+    def unavailable(self) -> str:
+        """Why no work can be taken just now."""
+        return self._silence
+
+    # -- one unit's life -----------------------------------------------------------------------------------------
+
+    def prepare(self, unit: Unit) -> None:
+        """Get the image and the sidecars."""
+        _give_way(unit)
+        try:
+            self._traces.prepared(unit)
+        except OSError as error:
+            raise TaskFault(container_facts.no_room(error)) from error
+        self._ready[unit.name] = self._get_ready(unit)
+
+    def _get_ready(self, unit: Unit) -> _Ready:
+        """The image, present, and the sidecars' volumes, filled. What is known already costs no call (rule 23)."""
+        spec, options = unit.spec, self._options
+        assert spec is not None, "only attached units have no spec, and they are never prepared"
+        image = image_of(spec, options.default_image)
+        wanted = sidecars_of(spec, options.sidecar_image, options.coding_cli_sidecars)
+        reason = Reason.IMAGE_PULL
+        try:
+            persist(lambda: self._images.ready(image, unit), unit, options.engine_down_timeout)
+            reason = Reason.SIDECAR_PREP
+            mounts = persist(lambda: self._sidecars.mounts(wanted, unit), unit, options.engine_down_timeout)
+        except (ImageUnusable, SidecarUnusable, EngineError) as error:
+            raise TaskFault(ExitFacts(reason=reason, detail=str(error), agent_started=False)) from error
+        return _Ready(image, mounts)
+
+    def start(self, unit: Unit) -> None:
+        """Start the container. An image or a volume that is gone since it was looked at is got again."""
+        _give_way(unit)
+        name = container_name(unit)
+        with self._lock:
+            self._gone.pop(name, None)
+            self._units[name] = _Known(unit, started=False)
+        self._watch.follow(name, exists=False)  # before it runs: it may be over before its start returns
+        try:
+            self._traces.starting(unit)
+            self._start(unit, self._ready.pop(unit.name), last=False)
+        except OSError as error:
+            self._forget(name)
+            raise TaskFault(container_facts.no_room(error)) from error
+        except BaseException:
+            self._forget(name)
+            raise
+        self._follow(unit)
+
+    def _start(self, unit: Unit, ready: _Ready, *, last: bool) -> None:
+        try:
+            self._starter.run(unit, self._order(unit, ready))
+        except Stopped:
+            facts = self.stop(unit)
+            if facts.remains:
+                raise TaskFault(facts) from None
+            raise
+        except Foreign as taken:
+            self._take_over(unit, taken.container)
+        except EngineDown as error:
+            limit = format_duration(self._options.engine_down_timeout)
+            raise TaskFault(container_facts.unanswered(str(error), limit)) from error
+        except StartFailed as failure:
+            if last or not (isinstance(failure.error, NoSuch) or failure.created):
+                facts = container_facts.of_failed_start(
+                    failure.error, created=failure.created, sidecars=bool(ready.mounts)
+                )
+                raise TaskFault(facts) from failure
+            logger.info("unit %s: looking anew at image and sidecars: %s", unit.name, failure)
+            self._images.forget(ready.image)
+            self._sidecars.note_marks(set())
+            self._start(unit, self._get_ready(unit), last=True)
+
+    def _order(self, unit: Unit, ready: _Ready) -> Order:
+        assert unit.spec is not None
+        try:
+            return order(
+                self._options,
+                unit,
+                unit.spec,
+                image=ready.image,
+                sidecar_mounts=ready.mounts,
+                labels=self._labels,
+                log_driver=self._facts.log_driver,
+                log_max=self._log_max,
+            )
+        except ValueError as error:
+            raise TaskFault(container_facts.not_given(str(error))) from error
+
+    def _take_over(self, unit: Unit, container: Container) -> None:
+        """Its name is taken: by a living worker, or by one that was replaced, whose task this is (rule 3)."""
+        for _look in range(2):
+            if self._orphans.has_owner(container):
+                raise TaskFault(container_facts.taken(container))
+            if unit.wait_until(lambda: unit.cause is not None, self._orphans.absent_seconds / 2 + 1):
+                raise Stopped(f"unit {unit.name} was stopped while it waited for the owner of {container.name}")
+        if self._orphans.has_owner(container) or not self._orphans.take(container, self._all()):
+            raise TaskFault(container_facts.taken(container))
+
+    def attach(self, unit: Unit) -> None:
+        """Take up a container of an earlier process; one that was only created is fenced (rule 5)."""
+        try:
+            persist(lambda: self._attach(unit), unit, self._options.engine_down_timeout)
+        except Stopped:
+            return  # `stop` is next
+        except EngineError as error:
+            unit.ended(self._silence_of(unit, str(error)))
+
+    def _attach(self, unit: Unit) -> None:
+        name = container_name(unit)
+        container = self._inspect(name)
+        if container is None:
+            started = self._traces.was_started(unit)
+            unit.ended(container_facts.vanished(name, None) if started else container_facts.never_ran())
+        elif container.fresh and self._starter.fence(name):
+            unit.ended(container_facts.never_ran())
+        else:
+            unit.secrets = secrets_in(*self._engine.environment_of(name))
+            self._follow(unit)
+
+    def _follow(self, unit: Unit) -> None:
+        name = container_name(unit)
+        with self._lock:
+            self._units[name] = _Known(unit, started=True)
+        if unit.facts is None:
+            self._watch.follow(name, exists=True)
+            if unit.spec is None or self._silence:
+                self._watch.look()  # it may have ended before it was followed
+
+    def stop(self, unit: Unit) -> ExitFacts:
+        """End the container."""
+        with self._lock:
+            known = self._units.get(container_name(unit))
+        return self._stopper.stop(unit, ran=known is None or known.started)
+
+    def stragglers(self, unit: Unit) -> str:
+        """A container leaves no processes: they end with its first one."""
+        return ""
+
+    def teardown(self, unit: Unit) -> str:
+        """There is none."""
+        return ""
+
+    def clean_up(self, unit: Unit, *, keep: bool) -> str:
+        """Remove the container, its anonymous volumes and its private sidecars."""
+        name = container_name(unit)
+        self._forget(name)
+        self._ready.pop(unit.name, None)
+        if keep:
+            return ""
+        with self._lock:
+            self._gone[name] = None
+            for old in list(self._gone)[:-_REMEMBERED]:
+                del self._gone[old]
+        troubles = [self._remove(name)]
+        spec = unit.spec
+        if spec is None or any(sidecar.read_write for sidecar in spec.sidecars):
+            troubles.append(self._sidecars.drop_private(unit))
+        if not any(troubles):  # what says that it exists goes last
+            troubles.append(self._traces.forget(unit))
+        return "; ".join(filter(None, troubles))
+
+    def _remove(self, name: str) -> str:
+        try:
+            self._engine.call("container", "rm", "--force", "--volumes", name)
+        except NoSuch:
+            return ""
+        except EngineError as error:
+            return f"container {name} was not removed: {error}"
+        return ""
+
+    def output_at(self, unit: Unit) -> str:
+        """The command that shows it."""
+        return self._output.where(unit)
+
+    def tail(self, unit: Unit, limit: int) -> bytes:
+        """The end of the unit's output."""
+        return self._output.tail(unit, limit)
+
+    def collect(self, unit: Unit) -> str:
+        """Fetch the output from the engine."""
+        return self._output.collect(unit)
+
+    def recover(self) -> Sequence[Found]:
+        """List the units of this instance: containers, and those of which there is none. Raises EngineError."""
+        self._sidecars.remove_unfinished()
+        return self.units()
+
+    def units(self) -> Sequence[Found]:
+        """List the units of this instance, touching nothing. Raises EngineError."""
+        found = {unit.name: unit for unit in self._traces.list()}
+        found.update({unit.name: unit for unit in map(_found, self._orphans.ours(self._all()))})
+        return list(found.values())
+
+    def look_after(self) -> Sequence[Found]:
+        """Remove what is old; take over what has lost its worker."""
+        self._sidecars.collect()
+        return [_found(container) for container in self._orphans.adopt(self._all())]
+
+    def cancel_dispatched(self, unit: Unit) -> str:
+        """Nothing is ever handed over here."""
+        return f"unit {unit.name} was not handed over: the docker backend watches its containers itself"
+
+    # -- what the watch hears, on its thread ---------------------------------------------------------------------
+
+    def _ended(self, container: Container) -> None:
+        if (unit := self._unit(container.name)) is not None:
+            unit.ended(container_facts.of_container(container))
+
+    def _vanished(self, name: str, code: int | None) -> None:
+        if (unit := self._unit(name)) is not None:
+            unit.ended(container_facts.vanished(name, code))
+
+    def _listed(self, containers: list[Container]) -> None:
+        self._sidecars.note_marks({one.name for one in containers if one.label("role") == "mark"})
+        for container in containers:
+            self._made(container.name)
+
+    def _made(self, name: str) -> None:
+        """A container that was removed here and exists all the same was made late, by a request of a dead program."""
+        with self._lock:
+            stray = name in self._gone
+        if stray:
+            logger.warning("removing %s, which was made after its task had ended", name)
+            self._remove(name)
+
+    def _silent(self, seconds: float, why: str) -> None:
+        if not self._silence:
+            logger.warning("the engine does not answer: %s; running tasks go on", why)
+        self._silence = f"the {self._engine.kind} engine does not answer: {why}"
+        limit = self._options.engine_down_timeout
+        if limit and seconds > limit:
+            with self._lock:
+                known = list(self._units.values())
+            for entry in known:
+                if entry.started:
+                    entry.unit.ended(self._silence_of(entry.unit, why))
+
+    def _answers(self) -> None:
+        if self._silence:
+            logger.info("the engine answers again")
+        self._silence = ""
+
+    # -- small things --------------------------------------------------------------------------------------------
+
+    def _all(self) -> list[Container]:
+        """Everything of this worker id, of every instance: filters are ANDed, so the instance is chosen in code."""
+        return self._engine.containers(f"label={LABEL}worker={self._worker_id}")
+
+    def _inspect(self, name: str) -> Container | None:
+        return next(iter(self._engine.inspect(name)), None)
+
+    def _unit(self, name: str) -> Unit | None:
+        with self._lock:
+            known = self._units.get(name)
+        return known.unit if known else None
+
+    def _forget(self, name: str) -> None:
+        self._watch.drop(name)
+        with self._lock:
+            self._units.pop(name, None)
+
+    def _silence_of(self, unit: Unit, why: str) -> ExitFacts:
+        limit = format_duration(self._options.engine_down_timeout)
+        return container_facts.silent(container_name(unit), why, limit)
+
+
+def _give_way(unit: Unit) -> None:
+    if unit.cause is not None:
+        raise Stopped(f"unit {unit.name} was stopped before its container was made")
+
+
+def _found(container: Container) -> Found:
+    return Found(container.label("unit"), Key(container.label("task"), container.label("execution")))

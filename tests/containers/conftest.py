@@ -1,0 +1,87 @@
+"""Fixtures of the tests of container backends."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Iterator
+
+import pytest
+
+from oz_worker.devplane.server import ControlPlane
+from tests.containers.docker_site import DockerSite
+from tests.engines.census import audit_back_to, census
+from tests.engines.client import Client
+from tests.engines.images import Images
+from tests.rig import Rig, until
+
+
+@pytest.fixture
+def site(tmp_path: Path, engine: Client, images: Images) -> Iterator[DockerSite]:
+    """A docker backend over the engine of the session; at its end the base count must hold."""
+    site = DockerSite(tmp_path, engine, images)
+    yield site
+    site.close()
+
+
+class DockerRig(Rig):
+    """A place for a worker with the docker backend. Agents see the place under its own path, as their HOME."""
+
+    def __init__(self, place: Path, plane: ControlPlane, engine: Client, images: Images) -> None:
+        super().__init__(place, plane)
+        self.engine = engine
+        self.before = census(engine)
+        self.env.update(engine.env)
+        self.worker_id = f"rig-{os.urandom(4).hex()}"
+        self.config["worker_id"] = self.worker_id
+        self.docker = {
+            "default_image": images.task,
+            "sidecar_image": images.sidecar,
+            "image_pull_policy": "Never",
+            "network": "none",
+            "volumes": [f"{place}:{place}"],
+        }
+        self.config["backend"] = {"docker": self.docker}
+
+    def submit(self, script: str = "", **more: Any) -> Any:
+        """Like `Rig.submit`."""
+        return super().submit(script, env_vars={"HOME": str(self.place), **more.pop("env_vars", {})}, **more)
+
+    def containers(self, *filters: str) -> list[str]:
+        """The names of this worker's task containers."""
+        chosen = [f"label=oz-worker.worker={self.worker_id}", "label=oz-worker.role=task", *filters]
+        words = [word for one in chosen for word in ("--filter", one)]
+        return self.engine.read("ps", "--all", "--format", "{{.Names}}", *words).split()
+
+    def written(self, name: str) -> str:
+        """Block until an agent has written a file; its text."""
+        path = self.place / name
+        until(lambda: path.exists() and path.read_text().endswith("\n"), f"the agent's file {name}")
+        return path.read_text()
+
+    def close(self) -> None:
+        """End what a failed test left, and what every worker leaves: sidecars for the next task."""
+        super().close()
+        mine = ("--filter", f"label=oz-worker.worker={self.worker_id}")
+        for name in self.engine.ids("ps", "--all", "--quiet", *mine):
+            self.engine.cli("rm", "--force", "--volumes", name, check=False)
+        for name in self.engine.ids("volume", "ls", "--quiet", *mine):
+            self.engine.cli("volume", "rm", "--force", name, check=False)
+
+    def audit(self, *, workspaces: bool = True, traceback: bool = False) -> None:
+        """Also: no container of a task is left, and nothing at all but filled sidecars."""
+        super().audit(workspaces=workspaces, traceback=traceback)
+        assert self.containers() == []
+        self.close()
+        audit_back_to(self.engine, self.before)
+
+
+@pytest.fixture
+def docker_rig(tmp_path: Path, engine: Client, images: Images) -> Iterator[DockerRig]:
+    """A worker's place over the engine of the session."""
+    with ControlPlane() as plane:
+        rig = DockerRig(tmp_path, plane, engine, images)
+        try:
+            yield rig
+        finally:
+            rig.close()
