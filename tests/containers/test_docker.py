@@ -213,7 +213,7 @@ def test_a_configured_volume_over_a_sidecar_is_refused(site: DockerSite) -> None
 
 def test_the_output_is_fetched_at_the_end_and_cut(site: DockerSite) -> None:
     backend = site.open()
-    unit = site.unit("echo first; yes 0123456789abcdef | head -c 3000000; echo last >&2; exit 1")
+    unit = site.unit("echo first; yes 0123456789abcdef | head -c 3000000; echo last; exit 1")
     begin(backend, unit)
     unit.wait_for_end_or_stop(PATIENCE)
     assert backend.tail(unit, 5) == b"last\n"
