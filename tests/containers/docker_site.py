@@ -51,7 +51,7 @@ class DockerSite:
             **options,
         }
         host = {**self.engine.env, "PATH": os.pathsep.join(filter(None, (path, self.engine.env["PATH"])))}
-        backend = Docker(
+        return Docker(
             DockerOptions(**chosen),
             worker_id=worker,
             instance=instance,
@@ -59,7 +59,6 @@ class DockerSite:
             host_environ=host,
             task_log_max=1 << 20,
         )
-        return backend
 
     def open(self, **options: Any) -> Docker:
         """An open backend."""
