@@ -32,6 +32,7 @@ _DOWN = re.compile(
 _GONE = re.compile(r"(?i)no such (container|object|volume|image)|no container with|not known|no volume with")
 _TAKEN = re.compile(r"(?i)is already in use|name .* in use")
 _SAID_BYTES = 700
+_SIGNALLED = 128
 _INSPECTED = (
     '{"id":{{json .ID}},"name":{{json .Name}},"state":{{json .State}},"labels":{{json .Config.Labels}},'
     '"mounts":{{json .Mounts}},"created":{{json .Created}},"image":{{json .Image}}}'
@@ -183,6 +184,8 @@ class Engine:
     def refusal(self, what: str, code: int, errors: bytes) -> EngineError:
         """The error that an exit code and the words on stderr stand for."""
         said = _last_words(errors)
+        if code > _SIGNALLED and not said:
+            return EngineDown(f"{self.kind} {what} was killed by signal {code - _SIGNALLED}; is there enough memory?")
         sentence = f"{self.kind} {what}: {said or f'exit code {code}'}"
         answered = "Error response from daemon" in said and not re.search(r"containerd\.sock|shutting down", said)
         if _DOWN.search(said) and not answered:
