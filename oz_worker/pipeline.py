@@ -16,6 +16,7 @@ from oz_worker.timing import Deadline
 
 _PIECE = 1 << 16
 _ERRORS = 1 << 16
+_LONGEST_PAUSE = 3600.0
 
 
 class Flow(NamedTuple):
@@ -115,7 +116,7 @@ class _Joint:
             poll.register(self._sink.stdin, select.POLLOUT)
         elif self._source.stdout >= 0:
             poll.register(self._source.stdout, select.POLLIN)
-        ready = {descriptor for descriptor, _ in poll.poll(max(0.0, pause) * 1000)}
+        ready = {descriptor for descriptor, _ in poll.poll(min(max(0.0, pause), _LONGEST_PAUSE) * 1000)}
         for descriptor in ready & self._open:
             self._listen(descriptor)
         if self._left and self._sink.stdin in ready:

@@ -53,6 +53,7 @@ logger = logging.getLogger(__name__)
 MARK = "oz-sidecar-"
 FILLER = "oz-fill-"
 _TRIES = 3
+_FOREVER = 7 * 86400.0
 
 
 class _Wanted(NamedTuple):
@@ -79,8 +80,8 @@ class Sidecars:
     """The sidecar volumes of one worker on one engine. Safe from any thread.
 
     *labels* are this worker's `instance`, `worker` and, where it has one, `owner`. *ready* makes an image present;
-    *forget* makes it look anew. *timeout* bounds one unpacking, *retention* is for `collect`; seconds. *state_file*
-    keeps when each volume was last used; losing it is harmless.
+    *forget* makes it look anew. *timeout* bounds one unpacking (0: nothing does), *retention* is for `collect`;
+    seconds. *state_file* keeps when each volume was last used; losing it is harmless.
 
     Unpacking runs on threads `sidecar` of `Shared`: shared by all units that wait, ended when the last of them is
     stopped. The lock guards the remembered marks, the fillings under way and those that are to be removed; it is never
@@ -104,7 +105,7 @@ class Sidecars:
         self._ready = ready
         self._forget = forget
         self._labels = labels
-        self._timeout = timeout
+        self._timeout = timeout or _FOREVER
         self._retention = retention
         self._ages = Ages(state_file)
         self._upkeep = Upkeep(engine, self._volumes, self._ages, labels)
