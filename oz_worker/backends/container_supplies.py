@@ -55,6 +55,7 @@ class Supplies:
             retention=options.sidecar_volume_retention,
             state_file=directory / "sidecars.json",
             on_death=on_death,
+            forget=self.images.forget,
         )
 
     def get(self, unit: Unit) -> Ready:
