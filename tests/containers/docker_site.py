@@ -17,8 +17,6 @@ from tests.engines.images import Images
 from tests.hosting import INSTANCE
 
 WORKER = f"site-{os.getpid()}"
-MINE = f"site{os.getpid()}"
-"""The instance: opening one ends the helpers of its dead worker, so parallel test processes must not share it."""
 FORWARD = """trap 'kill -TERM $agent' TERM
 /bin/sh -c "$AGENT_SCRIPT" & agent=$!
 wait $agent; code=$?
@@ -40,7 +38,7 @@ class DockerSite:
         self.backends: list[Docker] = []
         self.units: list[Unit] = []
 
-    def closed(self, *, instance: str = MINE, worker: str = WORKER, **options: Any) -> Docker:
+    def closed(self, *, instance: str = INSTANCE, worker: str = WORKER, **options: Any) -> Docker:
         """A backend that is not open yet; *path* goes before PATH."""
         path = options.pop("path", "")
         chosen: dict[str, Any] = {
@@ -57,7 +55,7 @@ class DockerSite:
             DockerOptions(**chosen),
             worker_id=worker,
             instance=instance,
-            instance_dir=self.root / "state" / (INSTANCE if instance == MINE else instance),
+            instance_dir=self.root / "state" / instance,
             host_environ=host,
             task_log_max=1 << 20,
         )
@@ -69,7 +67,7 @@ class DockerSite:
         self.backends.append(backend)
         return backend
 
-    def unit(self, script: str, *, instance: str = MINE, **spec: Any) -> Unit:
+    def unit(self, script: str, *, instance: str = INSTANCE, **spec: Any) -> Unit:
         """A unit whose agent runs *script*; keyword arguments change its spec."""
         key = Key(f"task-{len(self.units)}", "run-1")
         environment = {"FAKE_OZ_SCRIPT": FORWARD, "AGENT_SCRIPT": script, **spec.pop("environment", {})}
