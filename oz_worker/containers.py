@@ -32,6 +32,7 @@ _DOWN = re.compile(
 _GONE = re.compile(r"(?i)no such (container|object|volume|image)|no container with|not known|no volume with")
 _TAKEN = re.compile(r"(?i)is already in use|name .* in use")
 _SAID_BYTES = 700
+_SIGNALLED = 128
 _INSPECTED = (
     '{"id":{{json .ID}},"name":{{json .Name}},"state":{{json .State}},"labels":{{json .Config.Labels}},'
     '"mounts":{{json .Mounts}},"created":{{json .Created}},"image":{{json .Image}}}'
@@ -135,13 +136,15 @@ class Engine:
         timeout: float = 0,
         interrupt: int = -1,
         limit: int = 1 << 20,
+        partly: bool = False,
     ) -> bytes:
         """Run the program to its end and return its output.
 
-        *extra* joins its environment, *timeout* replaces the engine's. Raises EngineDown when nobody knows what came
+        *extra* joins its environment, *timeout* replaces the engine's. *partly*: the output is wanted also where some
+        of the things that were named do not exist. Raises EngineDown when nobody knows what came
         of it, Interrupted as one of these, NoSuch, NameTaken, or EngineError for any other refusal.
         """
-        return self._call(arguments, stdin, extra or {}, timeout or self.timeout, interrupt, limit)
+        return self._call(arguments, stdin, extra or {}, timeout or self.timeout, interrupt, limit, partly=partly)
 
     def _call(
         self,
@@ -154,7 +157,6 @@ class Engine:
         *,
         partly: bool = False,
     ) -> bytes:
-        """*partly*: the output is wanted also where some of the things that were named do not exist."""
         timeout = timeout or self.timeout
         try:
             outcome = errand.run(
@@ -170,7 +172,7 @@ class Engine:
             raise EngineError(str(error)) from error
         if outcome.late:
             what = f"{self.kind} {arguments[0]}"
-            if interrupt >= 0 and _readable(interrupt):
+            if interrupt >= 0 and is_readable(interrupt):
                 raise Interrupted(f"{what} was interrupted")
             raise EngineDown(f"{what} did not answer within {format_duration(timeout)}; is the engine well?")
         if outcome.code:
@@ -182,6 +184,8 @@ class Engine:
     def refusal(self, what: str, code: int, errors: bytes) -> EngineError:
         """The error that an exit code and the words on stderr stand for."""
         said = _last_words(errors)
+        if code > _SIGNALLED and not said:
+            return EngineDown(f"{self.kind} {what} was killed by signal {code - _SIGNALLED}; is there enough memory?")
         sentence = f"{self.kind} {what}: {said or f'exit code {code}'}"
         answered = "Error response from daemon" in said and not re.search(r"containerd\.sock|shutting down", said)
         if _DOWN.search(said) and not answered:
@@ -377,7 +381,8 @@ def _last_words(errors: bytes) -> str:
     return " ".join(kept)[-_SAID_BYTES:]
 
 
-def _readable(descriptor: int) -> bool:
+def is_readable(descriptor: int) -> bool:
+    """Whether an interrupt has come."""
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(0))

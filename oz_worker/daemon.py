@@ -10,7 +10,7 @@ Threads (each has one owner, one stop, a named waker for every call it can block
 | task-<unit> | Engine   | one task while it lives        | its unit, backend, store   | end, stop, store    |
 | watcher     | backend  | ends of children               | `poll` on pidfds           | a child, its waker  |
 | containers  | backend  | the engine's event stream      | `poll`, the engine's CLI   | the stream, waker   |
-| pull, fill  | backend  | one image or volume            | the engine's CLI           | its last waiter     |
+| pull, fill  | units    | one image or volume            | the engine's CLI           | its last waiter     |
 | upkeep      | Daemon   | late writes, expiry, adoption  | `Event.wait`, files        | its stop event      |
 | output      | Daemon   | output shown in the log        | `Event.wait`, files        | its stop event      |
 | log         | Logs     | stderr or the log file         | its queue, `write`         | its queue           |
@@ -100,13 +100,8 @@ def _run(
     if settings.health_listen:
         raise NotUsable("health_listen: the health endpoint is not in this version; leave the key out")
     state_dir = Path(settings.state_dir)
-    fits = functools.partial(
-        misfit,
-        worker_id=settings.worker_id,
-        backend=settings.backend,
-        uid=os.getuid(),
-        endpoint=backends.endpoint(settings, os.environ),
-    )
+    here, kind = backends.endpoint(settings, os.environ), settings.backend
+    fits = functools.partial(misfit, worker_id=settings.worker_id, backend=kind, uid=os.getuid(), endpoint=here)
     # Never released: the kernel does that when the last thread is gone, and not a moment before.
     slot = slots.take(state_dir, settings.instance_id, fits)
     logger.info("oz_worker %s, worker %s, instance %s in %s", __version__, settings.worker_id, slot.id, state_dir)
@@ -137,7 +132,7 @@ def _run(
             longest_copy=settings.task_log_max,
             retention=settings.task_log_retention,
         ),
-        limits=_limits(settings, slot.path),
+        limits=_limits(settings, slot.path, here),
         encode=functools.partial(reports.encode, worker_id=settings.worker_id),
         on_change=waker.wake,
         on_death=on_death,
@@ -365,7 +360,7 @@ def _session(settings: Settings, engine: Engine) -> OzSession:
     )
 
 
-def _limits(settings: Settings, instance: Path) -> Limits:
+def _limits(settings: Settings, instance: Path, endpoint: str) -> Limits:
     options = settings.options
     workspace = options.target_dir or options.workspace_root if isinstance(options, DirectOptions) else ""
     return Limits(
@@ -380,7 +375,7 @@ def _limits(settings: Settings, instance: Path) -> Limits:
         min_free_inodes=settings.min_free_inodes,
         disk_paths=tuple(Path(path) for path in (str(instance), workspace) if path),
         backend=settings.backend,
-        endpoint=backends.endpoint(settings, os.environ),
+        endpoint=endpoint,
     )
 
 

@@ -62,17 +62,17 @@ def run(
         talk.drain()
         return Outcome(code, bytes(talk.output[-limit:]), bytes(talk.errors), talk.truncated, late=code is None)
     finally:
-        if child.poll() is None:
-            child.signal_group(signal.SIGKILL)
-        _reap_soon(child)
-        child.close_pipes()
+        end(child)
 
 
-def _reap_soon(child: Child) -> None:
-    """Reap a child that has ended or was killed just now."""
+def end(child: Child) -> None:
+    """Kill the group of a child that still runs, reap it and close its pipes: the last thing done with it."""
+    if child.poll() is None:
+        child.signal_group(signal.SIGKILL)
     deadline = Deadline(5)
     while not child.reap() and not deadline.passed():
         time.sleep(0.002)
+    child.close_pipes()
 
 
 class _Talk:

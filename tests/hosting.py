@@ -21,8 +21,8 @@ from oz_worker.process import environment_of, read_stat
 from oz_worker.settings import CommandOptions, DirectOptions
 from oz_worker.tree import MARK
 
-INSTANCE = os.environ.setdefault("OZ_TEST_INSTANCE", f"{os.getpid():012x}")
-"""One for each run of the tests, so that runs side by side do not meet; drivers of theirs inherit it."""
+INSTANCE = os.environ.setdefault(f"OZ_TEST_INSTANCE_{os.environ.get('PYTEST_XDIST_WORKER', '')}", f"{os.getpid():012x}")
+"""One for each process that runs tests, so that none meets the units of another; drivers of theirs inherit it."""
 
 PATIENCE = 20.0
 

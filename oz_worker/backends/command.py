@@ -14,13 +14,13 @@ import logging
 import os
 import threading
 from pathlib import Path
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any, Callable, Mapping
 
 from oz_worker import threads
-from oz_worker.backends.base import PROOF_SECONDS, Capabilities, Found, Unit
+from oz_worker.backends.base import PROOF_SECONDS, Capabilities, Unit
 from oz_worker.backends.environ import doubled, worker_environment
 from oz_worker.backends.local import LocalUnits, Run
-from oz_worker.backends.output import tail
+from oz_worker.backends.on_host import OnHost
 from oz_worker.detached import Detached, Launch, launch
 from oz_worker.errand import run as run_child
 from oz_worker.errors import NotUsable, Stopped, TaskFault
@@ -39,7 +39,7 @@ _DEFAULT_TIMEOUT = 60.0
 _LAST = 500
 
 
-class Command:
+class Command(OnHost):
     """The backend `command`. Its contract is `Backend`'s.
 
     Each dispatch has one thread `dispatch-<unit>` until it is decided. It blocks on a condition of its own, woken by
@@ -83,10 +83,6 @@ class Command:
         if not self._options.dispatch_command.strip():
             raise NotUsable("backend.command needs dispatch_command; set it to the command that starts an agent")
         self._units.open()
-
-    def close(self) -> None:
-        """Stop the watcher; dispatchers run on."""
-        self._units.close()
 
     def unavailable(self) -> str:
         """A command can always be tried."""
@@ -227,30 +223,6 @@ class Command:
         """Remove the unit's directory."""
         self._deciding.pop(unit.name, None)
         return self._units.forget(unit, keep=keep)
-
-    def tail(self, unit: Unit, limit: int) -> bytes:
-        """The end of what the dispatcher printed."""
-        return tail(self._units.directory(unit).output, limit)
-
-    def output_at(self, unit: Unit) -> str:
-        """The file that holds the unit's output."""
-        return str(self._units.directory(unit).output)
-
-    def collect(self, unit: Unit) -> str:
-        """It is where it belongs."""
-        return ""
-
-    def look_after(self) -> Sequence[Found]:
-        """Nothing outlives its unit here, and nothing is without its instance."""
-        return ()
-
-    def recover(self) -> Sequence[Found]:
-        """List the dispatches that have a directory."""
-        return self._units.recover()
-
-    def units(self) -> Sequence[Found]:
-        """List the dispatches that have a directory, touching nothing."""
-        return self._units.units()
 
     def cancel_dispatched(self, unit: Unit) -> str:
         """Run the cancel command; without one there is nothing to do."""

@@ -13,14 +13,14 @@ import os
 import shutil
 import signal
 from pathlib import Path
-from typing import Callable, Mapping, Sequence
+from typing import Callable, Mapping
 
 from oz_worker import threads
-from oz_worker.backends.base import Capabilities, Found, Unit
+from oz_worker.backends.base import Capabilities, Unit
 from oz_worker.backends.environ import HARNESS_DIRECTORIES, inherited, secrets_of
 from oz_worker.backends.hooks import Hooks
 from oz_worker.backends.local import LocalUnits, Run
-from oz_worker.backends.output import tail
+from oz_worker.backends.on_host import OnHost
 from oz_worker.backends.workspace import WorkspaceRoot, workspace_name
 from oz_worker.detached import Handle, Launch, check_program, launch, memory_kills
 from oz_worker.errors import NotUsable, Stopped, TaskFault
@@ -39,7 +39,7 @@ _LOST = "the agent's end was not recorded: it was killed or the host restarted; 
 _NEVER_RAN = "the worker stopped before the agent was started; run it again"
 
 
-class Direct:
+class Direct(OnHost):
     """The backend `direct`. Its contract is `Backend`'s."""
 
     def __init__(
@@ -91,10 +91,6 @@ class Direct:
             if not os.path.isdir(os.path.expanduser(path)):
                 raise NotUsable(f"harness_config_dirs.{harness} {path} is not a directory; correct or remove it")
         self._units.open()
-
-    def close(self) -> None:
-        """Stop the watcher; agents run on."""
-        self._units.close()
 
     def unavailable(self) -> str:
         """Why no work can be taken just now."""
@@ -267,30 +263,6 @@ class Direct:
             if keep:
                 run.directory.remove(_GITCONFIG)
         return self._units.forget(unit, keep=keep)
-
-    def tail(self, unit: Unit, limit: int) -> bytes:
-        """The end of the unit's output."""
-        return tail(self._units.directory(unit).output, limit)
-
-    def output_at(self, unit: Unit) -> str:
-        """The file that holds the unit's output."""
-        return str(self._units.directory(unit).output)
-
-    def collect(self, unit: Unit) -> str:
-        """It is where it belongs."""
-        return ""
-
-    def look_after(self) -> Sequence[Found]:
-        """Nothing outlives its unit here, and nothing is without its instance."""
-        return ()
-
-    def recover(self) -> Sequence[Found]:
-        """List the units that have a directory."""
-        return self._units.recover()
-
-    def units(self) -> Sequence[Found]:
-        """List the units that have a directory, touching nothing."""
-        return self._units.units()
 
     def cancel_dispatched(self, unit: Unit) -> str:
         """Nothing is ever handed over here."""

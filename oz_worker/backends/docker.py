@@ -19,16 +19,14 @@ from oz_worker.backends.container_output import ContainerOutput
 from oz_worker.backends.container_owner import Orphans, own_container
 from oz_worker.backends.container_start import Foreign, Starter, StartFailed
 from oz_worker.backends.container_stop import Stopper
+from oz_worker.backends.container_supplies import Ready, Supplies
 from oz_worker.backends.container_traces import Traces
 from oz_worker.backends.container_watch import Ears, Watch
 from oz_worker.backends.environ import secrets_in, worker_environment
-from oz_worker.backends.images import Images, ImageUnusable
 from oz_worker.backends.patience import persist
-from oz_worker.backends.resolution import image_of, sidecars_of
-from oz_worker.backends.sidecars import Sidecars, SidecarUnusable
 from oz_worker.containers import LABEL, Container, Engine, EngineDown, EngineError, NoSuch, find_program, opened
 from oz_worker.errors import Stopped, TaskFault
-from oz_worker.model import ExitFacts, Key, Reason
+from oz_worker.model import ExitFacts, Key
 from oz_worker.settings import DockerOptions
 from oz_worker.timing import format_duration
 from oz_worker.tree import end_helpers
@@ -39,13 +37,6 @@ logger = logging.getLogger(__name__)
 _COMMAND_TIMEOUT = 60.0
 _CLOSE_SECONDS = 3.0
 _REMEMBERED = 1000
-
-
-class _Ready(NamedTuple):
-    """What a start needs: an image that is present, volumes that are filled."""
-
-    image: str
-    mounts: Sequence[str]
 
 
 class _Known(NamedTuple):
@@ -85,7 +76,7 @@ class Docker:
         self._lock = threading.Lock()
         self._units: dict[str, _Known] = {}
         self._gone: dict[str, None] = {}
-        self._ready: dict[str, _Ready] = {}
+        self._ready: dict[str, Ready] = {}
         self._silence = ""
 
     # -- the worker's life ---------------------------------------------------------------------------------------
@@ -107,23 +98,9 @@ class Docker:
         self._facts = opened(engine)
         owner = own_container(engine)
         self._labels = {"instance": self._instance, "worker": self._worker_id, **({"owner": owner} if owner else {})}
-        self._images = Images(
-            engine,
-            policy=options.image_pull_policy,
-            pull_timeout=options.pull_timeout,
-            progress_timeout=options.pull_progress_timeout,
-            platform=options.platform,
-            engine_platform=f"{self._facts.system}/{self._facts.architecture}",
-            on_death=self._on_death,
-        )
-        self._sidecars = Sidecars(
-            engine,
-            self._images.ready,
-            labels=self._labels,
-            timeout=options.pull_timeout,
-            retention=options.sidecar_volume_retention,
-            state_file=self._directory / "sidecars.json",
-            on_death=self._on_death,
+        platform = f"{self._facts.system}/{self._facts.architecture}"
+        self._supplies = Supplies(
+            engine, options, platform, labels=self._labels, directory=self._directory, on_death=self._on_death
         )
         self._traces = Traces(self._directory, self._worker_id)
         self._traces.open()
@@ -136,7 +113,7 @@ class Docker:
             vanished=self._vanished,
             listed=self._listed,
             made=self._made,
-            removed=self._sidecars.mark_gone,
+            removed=self._supplies.sidecars.mark_gone,
             silent=self._silent,
             answers=self._answers,
         )
@@ -161,22 +138,7 @@ class Docker:
             self._traces.prepared(unit)
         except OSError as error:
             raise TaskFault(container_facts.no_room(error)) from error
-        self._ready[unit.name] = self._get_ready(unit)
-
-    def _get_ready(self, unit: Unit) -> _Ready:
-        """The image, present, and the sidecars' volumes, filled. What is known already costs no call (rule 23)."""
-        spec, options = unit.spec, self._options
-        assert spec is not None, "only attached units have no spec, and they are never prepared"
-        image = image_of(spec, options.default_image)
-        wanted = sidecars_of(spec, options.sidecar_image, options.coding_cli_sidecars)
-        reason = Reason.IMAGE_PULL
-        try:
-            persist(lambda: self._images.ready(image, unit), unit, options.engine_down_timeout)
-            reason = Reason.SIDECAR_PREP
-            mounts = persist(lambda: self._sidecars.mounts(wanted, unit), unit, options.engine_down_timeout)
-        except (ImageUnusable, SidecarUnusable, EngineError) as error:
-            raise TaskFault(ExitFacts(reason=reason, detail=str(error), agent_started=False)) from error
-        return _Ready(image, mounts)
+        self._ready[unit.name] = self._supplies.get(unit)
 
     def start(self, unit: Unit) -> None:
         """Start the container. An image or a volume that is gone since it was looked at is got again."""
@@ -197,7 +159,7 @@ class Docker:
             raise
         self._follow(unit)
 
-    def _start(self, unit: Unit, ready: _Ready, *, last: bool) -> None:
+    def _start(self, unit: Unit, ready: Ready, *, last: bool) -> None:
         try:
             self._starter.run(unit, self._order(unit, ready))
         except Stopped:
@@ -217,11 +179,10 @@ class Docker:
                 )
                 raise TaskFault(facts) from failure
             logger.info("unit %s: looking anew at image and sidecars: %s", unit.name, failure)
-            self._images.forget(ready.image)
-            self._sidecars.note_marks(set())
-            self._start(unit, self._get_ready(unit), last=True)
+            self._supplies.distrust(ready)
+            self._start(unit, self._supplies.get(unit), last=True)
 
-    def _order(self, unit: Unit, ready: _Ready) -> Order:
+    def _order(self, unit: Unit, ready: Ready) -> Order:
         assert unit.spec is not None
         try:
             return order(
@@ -305,7 +266,7 @@ class Docker:
         troubles = [self._remove(name)]
         spec = unit.spec
         if spec is None or any(sidecar.read_write for sidecar in spec.sidecars):
-            troubles.append(self._sidecars.drop_private(unit))
+            troubles.append(self._supplies.sidecars.drop_private(unit))
         if not any(troubles):  # what says that it exists goes last
             troubles.append(self._traces.forget(unit))
         return "; ".join(filter(None, troubles))
@@ -333,7 +294,7 @@ class Docker:
 
     def recover(self) -> Sequence[Found]:
         """List the units of this instance: containers, and those of which there is none. Raises EngineError."""
-        self._sidecars.remove_unfinished()
+        self._supplies.sidecars.remove_unfinished()
         return self.units()
 
     def units(self) -> Sequence[Found]:
@@ -344,7 +305,7 @@ class Docker:
 
     def look_after(self) -> Sequence[Found]:
         """Remove what is old; take over what has lost its worker."""
-        self._sidecars.collect()
+        self._supplies.sidecars.collect()
         return [_found(container) for container in self._orphans.adopt(self._all())]
 
     def cancel_dispatched(self, unit: Unit) -> str:
@@ -362,7 +323,7 @@ class Docker:
             unit.ended(container_facts.vanished(name, code))
 
     def _listed(self, containers: list[Container]) -> None:
-        self._sidecars.note_marks({one.name for one in containers if one.label("role") == "mark"})
+        self._supplies.sidecars.note_marks({one.name for one in containers if one.label("role") == "mark"})
         for container in containers:
             self._made(container.name)
 

@@ -17,6 +17,12 @@ from tests.engines.images import Images
 from tests.hosting import INSTANCE
 
 WORKER = f"site-{os.getpid()}"
+FORWARD = """trap 'kill -TERM $agent' TERM
+/bin/sh -c "$AGENT_SCRIPT" & agent=$!
+wait $agent; code=$?
+while kill -0 $agent 2>/dev/null; do wait $agent; code=$?; done
+exit $code"""
+"""What passes TERM on to the agent's script: the first process of a container ignores a TERM that it does not catch."""
 ARGV = ("agent", "run", "--task-id", "task", "--server-root-url", "http://127.0.0.1:1")
 
 
@@ -45,7 +51,7 @@ class DockerSite:
             **options,
         }
         host = {**self.engine.env, "PATH": os.pathsep.join(filter(None, (path, self.engine.env["PATH"])))}
-        backend = Docker(
+        return Docker(
             DockerOptions(**chosen),
             worker_id=worker,
             instance=instance,
@@ -53,19 +59,18 @@ class DockerSite:
             host_environ=host,
             task_log_max=1 << 20,
         )
-        self.backends.append(backend)
-        return backend
 
     def open(self, **options: Any) -> Docker:
         """An open backend."""
         backend = self.closed(**options)
         backend.open()
+        self.backends.append(backend)
         return backend
 
     def unit(self, script: str, *, instance: str = INSTANCE, **spec: Any) -> Unit:
         """A unit whose agent runs *script*; keyword arguments change its spec."""
         key = Key(f"task-{len(self.units)}", "run-1")
-        environment = {"FAKE_OZ_SCRIPT": script, **spec.pop("environment", {})}
+        environment = {"FAKE_OZ_SCRIPT": FORWARD, "AGENT_SCRIPT": script, **spec.pop("environment", {})}
         wanted = TaskSpec(key=key, run_id=key.task_id, argv=ARGV, environment=environment, **spec)
         unit = Unit(unit_name(key, 1), instance, key, wanted)
         self.units.append(unit)

@@ -13,7 +13,7 @@ from oz_worker.errors import NotUsable, TaskFault
 from oz_worker.model import Cause, ExitFacts, InstanceShape, Reason, Sidecar
 from tests.containers.docker_site import DockerSite
 from tests.engines.images import load_image
-from tests.hosting import PATIENCE, eventually, written
+from tests.hosting import INSTANCE, PATIENCE, eventually, written
 
 
 def facts(backend: Docker, unit: Unit) -> ExitFacts:
@@ -213,12 +213,12 @@ def test_a_configured_volume_over_a_sidecar_is_refused(site: DockerSite) -> None
 
 def test_the_output_is_fetched_at_the_end_and_cut(site: DockerSite) -> None:
     backend = site.open()
-    unit = site.unit("echo first; yes 0123456789abcdef | head -c 3000000; echo last >&2; exit 1")
+    unit = site.unit("echo first; yes 0123456789abcdef | head -c 3000000; echo last; exit 1")
     begin(backend, unit)
     unit.wait_for_end_or_stop(PATIENCE)
     assert backend.tail(unit, 5) == b"last\n"
     assert backend.collect(unit) == ""
-    output = site.root / "state" / unit.instance / "units" / unit.name / "output.log"
+    output = site.root / "state" / INSTANCE / "units" / unit.name / "output.log"
     assert output.stat().st_mode & 0o777 == 0o600
     assert 0 < output.stat().st_size <= 1 << 20
     assert backend.clean_up(unit, keep=False) == ""

@@ -80,7 +80,10 @@ class BadRegistry:
         return f"{self.address}/{repository}"
 
     def count(self, kind: str, method: str = "GET") -> int:
-        """How often a `manifests` or a `blobs` has been asked for."""
+        """How often `manifests` or `blobs` have been asked for.
+
+        A Docker pull by tag asks HEAD for its manifest once, and GET only for what the engine does not remember.
+        """
         return sum((asked.kind, asked.method) == (kind, method) for asked in self.asked)
 
     def close(self) -> None:

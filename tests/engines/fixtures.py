@@ -12,6 +12,7 @@ from tests.engines.bad_registry import BadRegistry
 from tests.engines.client import Client, find_program
 from tests.engines.docker import Engine
 from tests.engines.images import Images, busybox_is_static, load_images
+from tests.engines.podman import Podman
 from tests.engines.registry import Registry
 
 
@@ -53,11 +54,12 @@ def _need_client() -> None:
 
 
 @pytest.fixture(scope="session")
-def engine() -> Iterator[Client]:
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """One engine for all tests of a process, left as it was found: that of OZ_TEST_DOCKER_HOST, else a private one."""
     if host := os.environ.get("OZ_TEST_DOCKER_HOST", ""):
         _need_client()
-        yield Client(find_program("docker"), {"DOCKER_HOST": host}, f"DOCKER_HOST={host}")
+        env = {"DOCKER_HOST": host, "DOCKER_CONFIG": str(tmp_path_factory.mktemp("docker"))}  # never the user's own
+        yield Client(find_program("docker"), env, f"DOCKER_HOST={host}")
         return
     _need_docker(" or set OZ_TEST_DOCKER_HOST")
     own = Engine()
@@ -90,6 +92,19 @@ def own_engine() -> Iterator[OwnEngine]:
     finally:
         for one in made:
             one.close()
+
+
+@pytest.fixture(scope="session")
+def podman() -> Iterator[Podman]:
+    """One Podman for all tests of a process, left as it was found. Load images with `load_images(podman)`."""
+    programs = {"podman": "podman", "runc": "runc", "util-linux": "umount"}
+    there = {package: bool(find_program(name)) for package, name in programs.items()}
+    _need({**there, "busybox-static": busybox_is_static()}, "no Podman", root=True)
+    own = Podman()
+    try:
+        yield own
+    finally:
+        own.close()
 
 
 @pytest.fixture(scope="session")
