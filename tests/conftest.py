@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: certificates for loopback, both schemes, a rig with its control plane."""
+"""Fixtures shared by all tests: certificates for loopback, both schemes, a rig with its control plane, engines."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import pytest
 import trustme
 
 from oz_worker.devplane.server import ControlPlane
+from tests.engines.fixtures import engine as engine
+from tests.engines.fixtures import images as images
+from tests.engines.fixtures import own_engine as own_engine
 from tests.rig import Rig
 
 

@@ -1,0 +1,151 @@
+"""Images made on the spot and loaded into an engine, of any architecture, with a shell or with a few files alone."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import json
+import platform
+import subprocess
+import tarfile
+from pathlib import Path, PurePosixPath
+from typing import Any, Mapping, NamedTuple, Sequence
+
+from tests.engines.client import Client, find_program
+
+Files = Mapping[str, tuple[int, bytes]]
+"""Path in the image to its mode and content; directories above it are made."""
+
+_EPOCH = "2020-01-01T00:00:00Z"
+_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
+_PASSWD = (
+    b"root:x:0:0:root:/root:/bin/sh\nagent:x:1000:1000:agent:/tmp:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"
+)
+_GROUP = b"root:x:0:\nagent:x:1000:\nnogroup:x:65534:\n"
+_OZ = Path(__file__).resolve().parent.parent / "bin" / "oz"
+
+ENTRYPOINT = b"""#!/bin/sh
+# The agent of a test: refuses what the real command line refuses, then runs FAKE_OZ_SCRIPT with its arguments.
+FAKE_OZ_SCRIPT= FAKE_OZ_FILE= /bin/sh "${0%/*}/oz" "$@" || exit
+[ -z "$FAKE_OZ_SCRIPT" ] || exec /bin/sh -c "$FAKE_OZ_SCRIPT" "$0" "$@"
+"""
+
+
+class Images(NamedTuple):
+    """The names of the two images that most tests need."""
+
+    task: str
+    """Busybox: `sh` and its programs, a writable /tmp, users root, agent (1000) and nobody."""
+    sidecar: str
+    """Nothing but /entrypoint.sh and the `oz` it asks: no shell, no tar. Mounted at /agent of a task's container it
+    runs the shell text in FAKE_OZ_SCRIPT, whose `$@` are the arguments of the agent; without it, it exits with 0."""
+
+
+def machine_architecture() -> str:
+    """The name that images have for the processor of this machine."""
+    return _MACHINES.get(platform.machine(), platform.machine())
+
+
+def make_layer(
+    files: Files, links: Mapping[str, str] | None = None, directories: Mapping[str, int] | None = None
+) -> bytes:
+    """A layer: a tar of *files*, symbolic *links* (path to target) and *directories* (path to mode), owned by root."""
+    stream = io.BytesIO()
+    done: set[PurePosixPath] = {PurePosixPath(".")}
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+
+        def add(path: str, kind: bytes, mode: int, data: bytes = b"", target: str = "") -> None:
+            name = PurePosixPath(path.lstrip("/"))
+            for above in [*reversed(name.parents)]:
+                if above not in done:
+                    add(str(above), tarfile.DIRTYPE, 0o755)
+            done.add(name)
+            info = tarfile.TarInfo(str(name))
+            info.type, info.mode, info.size, info.linkname = kind, mode, len(data), target
+            tar.addfile(info, io.BytesIO(data))
+
+        for path, directory_mode in (directories or {}).items():
+            add(path, tarfile.DIRTYPE, directory_mode)
+        for path, (mode, data) in files.items():
+            add(path, tarfile.REGTYPE, mode, data)
+        for path, target in (links or {}).items():
+            add(path, tarfile.SYMTYPE, 0o777, target=target)
+    return stream.getvalue()
+
+
+@functools.cache
+def busybox_layer() -> bytes:
+    """A root file system of this machine's static busybox."""
+    program = find_program("busybox")
+    applets = subprocess.run([program, "--list"], capture_output=True, text=True, check=True).stdout.split()
+    return make_layer(
+        {
+            "bin/busybox": (0o755, Path(program).read_bytes()),
+            "etc/passwd": (0o644, _PASSWD),
+            "etc/group": (0o644, _GROUP),
+        },
+        {f"bin/{applet}": "busybox" for applet in applets if applet != "busybox"},  # a link to itself replaces it
+        {"tmp": 0o1777, "root": 0o700, "dev": 0o755, "proc": 0o755, "sys": 0o755},
+    )
+
+
+def busybox_is_static() -> bool:
+    """Whether the machine's busybox runs in an image that holds nothing else."""
+    program = find_program("busybox")
+    return bool(program) and b"/lib/ld-" not in (data := Path(program).read_bytes()) and b"/lib64/ld-" not in data
+
+
+def pack(name: str, layers: Sequence[bytes], config: Mapping[str, Any], architecture: str) -> bytes:
+    """The archive that `load` takes, with *config* as the image's own part of its configuration."""
+    digests = [hashlib.sha256(layer).hexdigest() for layer in layers]
+    image: dict[str, Any] = {"architecture": architecture, "os": "linux", "created": _EPOCH, "config": dict(config)}
+    if architecture == "arm64":
+        image["variant"] = "v8"
+    image["rootfs"] = {"type": "layers", "diff_ids": [f"sha256:{digest}" for digest in digests]}
+    image["history"] = [{"created": _EPOCH, "created_by": "test"} for _ in layers]
+    text = json.dumps(image).encode()
+    members = {f"{hashlib.sha256(text).hexdigest()}.json": text}
+    manifest = {
+        "Config": next(iter(members)),
+        "RepoTags": [name],
+        "Layers": [f"{digest}/layer.tar" for digest in digests],
+    }
+    members.update({f"{digest}/layer.tar": layer for digest, layer in zip(digests, layers, strict=True)})
+    members["manifest.json"] = json.dumps([manifest]).encode()
+    return make_layer({path: (0o644, data) for path, data in members.items()})
+
+
+def load_image(
+    client: Client,
+    name: str,
+    *,
+    base: bool = True,
+    files: Files | None = None,
+    layers: Sequence[bytes] = (),
+    architecture: str = "",
+    env: Sequence[str] = (),
+    entrypoint: Sequence[str] = (),
+    cmd: Sequence[str] = ("/bin/sh",),
+    **config: Any,
+) -> str:
+    """Load an image `repository:tag`, and return that name.
+
+    From below: busybox (*base*; False is FROM scratch), *layers*, *files*. *env* are `NAME=value`. *config*: further
+    keys of the image's configuration as the engine spells them (User, WorkingDir, Labels, Volumes).
+    """
+    own = [make_layer(files)] if files else []
+    settings = {"Env": [_PATH, *env], "Cmd": [*cmd], "Entrypoint": [*entrypoint] or None, **config}
+    stack = [*([busybox_layer()] if base else []), *layers, *own]
+    client.cli("load", stdin=pack(name, stack, settings, architecture or machine_architecture()))
+    return name
+
+
+def load_images(client: Client, tag: str = "1") -> Images:
+    """Load the two images that most tests need."""
+    agent = {"entrypoint.sh": (0o755, ENTRYPOINT), "oz": (0o755, _OZ.read_bytes())}
+    return Images(
+        load_image(client, f"oz-test/task:{tag}"),
+        load_image(client, f"oz-test/sidecar:{tag}", base=False, files=agent, cmd=("/entrypoint.sh",)),
+    )
