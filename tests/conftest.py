@@ -10,9 +10,13 @@ import pytest
 import trustme
 
 from oz_worker.devplane.server import ControlPlane
+from tests.engines.fixtures import bad_registry as bad_registry
 from tests.engines.fixtures import engine as engine
 from tests.engines.fixtures import images as images
 from tests.engines.fixtures import own_engine as own_engine
+from tests.engines.fixtures import own_registry as own_registry
+from tests.engines.fixtures import podman as podman
+from tests.engines.fixtures import registry as registry
 from tests.rig import Rig
 
 

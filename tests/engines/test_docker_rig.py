@@ -14,14 +14,13 @@ from tests.engines.census import audit_engine, census, differences
 from tests.engines.client import Client, EngineError
 from tests.engines.docker import Engine
 from tests.engines.fixtures import OwnEngine
-from tests.engines.holder import cgroups_of
 from tests.engines.images import Images, load_image, load_images
-from tests.rig import ROOT, SAFETY, living_environments, until
+from tests.engines.traces import marked, traces
+from tests.rig import ROOT, SAFETY, until
 
 HOLDS_AN_ENGINE = """
 import sys
 from tests.engines.docker import Engine
-from tests.engines.holder import cgroups_of
 from tests.engines.images import load_images
 engine = Engine()
 engine.cli("run", "--detach", "--env", "MARK=" + sys.argv[1], load_images(engine).task, "sleep", "1000")
@@ -29,20 +28,6 @@ print(engine.place, flush=True)
 sys.stdin.read()
 engine.close()
 """
-
-
-def traces(place: Path) -> list[str]:
-    """What is left of an engine on this machine."""
-    found = [str(place)] if place.exists() else []
-    found += [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(place) in line]
-    found += [str(path) for path in cgroups_of(place.name)]
-    found += [f"process {pid}" for pid, environ in living_environments() if str(place).encode() in environ]
-    return found
-
-
-def marked(mark: str) -> list[int]:
-    """The processes of the container that was started with *mark*."""
-    return [pid for pid, environ in living_environments() if f"MARK={mark}".encode() in environ]
 
 
 def running(engine: Engine) -> set[str]:
