@@ -54,11 +54,12 @@ def _need_client() -> None:
 
 
 @pytest.fixture(scope="session")
-def engine() -> Iterator[Client]:
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """One engine for all tests of a process, left as it was found: that of OZ_TEST_DOCKER_HOST, else a private one."""
     if host := os.environ.get("OZ_TEST_DOCKER_HOST", ""):
         _need_client()
-        yield Client(find_program("docker"), {"DOCKER_HOST": host}, f"DOCKER_HOST={host}")
+        env = {"DOCKER_HOST": host, "DOCKER_CONFIG": str(tmp_path_factory.mktemp("docker"))}  # never the user's own
+        yield Client(find_program("docker"), env, f"DOCKER_HOST={host}")
         return
     _need_docker(" or set OZ_TEST_DOCKER_HOST")
     own = Engine()

@@ -86,6 +86,7 @@ def test_a_small_disk_is_full_and_the_engine_lives_on(own_engine: OwnEngine) -> 
     assert engine.read("run", "--rm", task, "echo", "lives") == "lives"
 
 
+@pytest.mark.usefixtures("own_engine")  # skipped where there can be none
 @pytest.mark.parametrize("victim", ["test", "namespace"])
 def test_nothing_outlives_a_kill_of_what_holds_the_engine(victim: str) -> None:
     mark = os.urandom(8).hex()

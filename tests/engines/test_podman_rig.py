@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.engines.census import audit_engine, census, differences
 from tests.engines.images import load_images
 from tests.engines.podman import Podman
@@ -44,6 +46,7 @@ def test_containers_run_and_a_registry_is_pulled_from(podman: Podman, registry: 
     audit_engine(before, census(podman))
 
 
+@pytest.mark.usefixtures("podman")  # skipped where there can be none
 def test_nothing_outlives_the_process_that_made_it() -> None:
     for last in ("close", "kill"):
         mark = os.urandom(8).hex()
