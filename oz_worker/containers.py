@@ -24,11 +24,12 @@ LABEL = "oz-worker."
 """Before every label of ours (names.md): instance, worker, task, execution, unit, role, owner."""
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
-_DOWN = re.compile(
+NO_ANSWER = re.compile(
     r"(?i)cannot connect to|error during connect|failed to connect to the docker api|permission denied while trying"
-    r"|is the docker daemon running|unexpected eof|connection reset by peer|broken pipe|containerd\.sock"
-    r"|daemon is shutting down"
+    r"|is the docker daemon running|containerd\.sock|daemon is shutting down"
 )
+BROKEN_OFF = re.compile(r"(?i)unexpected eof|connection reset by peer|broken pipe")
+"""Words of a CLI that has lost its engine; those of the second one can be an engine's that has lost somebody else."""
 _GONE = re.compile(r"(?i)no such (container|object|volume|image)|no container with|not known|no volume with")
 _TAKEN = re.compile(r"(?i)is already in use|name .* in use")
 _SAID_BYTES = 700
@@ -99,6 +100,16 @@ class Container(NamedTuple):
     def label(self, name: str) -> str:
         """One of our labels, "" when it is not there."""
         return self.labels.get(LABEL + name, "")
+
+
+class Image(NamedTuple):
+    """One image as the engine has it. `digests` are those it was pulled by (`name@sha256:...`); any text may be ""."""
+
+    id: str
+    digests: tuple[str, ...]
+    system: str
+    architecture: str
+    variant: str
 
 
 class Event(NamedTuple):
@@ -180,10 +191,9 @@ class Engine:
 
     def refusal(self, what: str, code: int, errors: bytes) -> EngineError:
         """The error that an exit code and the words on stderr stand for."""
-        said = _last_words(errors)
+        said = last_words(errors)
         sentence = f"{self.kind} {what}: {said or f'exit code {code}'}"
-        answered = "Error response from daemon" in said and not re.search(r"containerd\.sock|shutting down", said)
-        if _DOWN.search(said) and not answered:
+        if (NO_ANSWER.search(said) or BROKEN_OFF.search(said)) and not answered(said):
             return EngineDown(sentence, said, code)
         if _GONE.search(said):
             return NoSuch(sentence, said, code)
@@ -236,6 +246,36 @@ class Engine:
         pairs = (entry.partition("=") for entry in about.get("environment") or [])
         return {key: value for key, _, value in pairs}, list(about.get("arguments") or [])
 
+    def image(self, reference: str, *, platform: str = "", interrupt: int = -1) -> Image | None:
+        """The image of that name, None when the engine has none.
+
+        *platform* chooses among several of one name, which docker can have since 28; older ones refuse it.
+        """
+        chosen = ["--platform", platform] if platform else []
+        form = ("--format", "{{json .}}")
+        try:
+            said = self.call("image", "inspect", *chosen, *form, "--", reference, interrupt=interrupt, limit=8 << 20)
+        except NoSuch:
+            return None
+        about = _object(said)
+        return Image(
+            str(about.get("Id") or ""),
+            tuple(str(digest) for digest in about.get("RepoDigests") or []),
+            str(about.get("Os") or ""),
+            str(about.get("Architecture") or ""),
+            str(about.get("Variant") or ""),
+        )
+
+    def pull_directory(self) -> str:
+        """Where its program keeps half-read layers and leaves them when it is ended; "" for an engine that tidies up.
+
+        Raises EngineError.
+        """
+        if not self._podman:
+            return ""
+        store = _object(self.call("info", "--format", "json")).get("store") or {}
+        return str(store.get("imageCopyTmpDir") or self.environment.get("TMPDIR") or "/var/tmp")
+
     # -- events --------------------------------------------------------------------------------------------------
 
     def events(self, since: str, label: str) -> list[str]:
@@ -264,6 +304,11 @@ class Engine:
             return None
         known = action == "die" and str(code).isdigit()
         return Event(action, identity, name, labels, int(str(code)) if known else None)
+
+
+def answered(said: str) -> bool:
+    """Whether an engine that is well has spoken itself."""
+    return "Error response from daemon" in said and not re.search(r"containerd\.sock|shutting down", said)
 
 
 def find_program(kind: str, path: str, environment: Mapping[str, str]) -> str:
@@ -311,7 +356,7 @@ def _object(text: bytes) -> dict[str, Any]:
     return about
 
 
-def _last_words(errors: bytes) -> str:
+def last_words(errors: bytes) -> str:
     """The end of what a program said, on one line, without its hints."""
     lines = [line.strip() for line in errors.decode("utf-8", "replace").splitlines()]
     kept = [line for line in lines if line and not line.startswith(("See 'docker", "Run 'docker"))]

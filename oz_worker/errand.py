@@ -24,7 +24,8 @@ class Outcome(NamedTuple):
     late: bool = False
 
 
-_DRAIN = 1.0
+DRAIN = 1.0
+"""Seconds for what holds the pipes of a child that has ended."""
 
 
 def run(
@@ -58,11 +59,11 @@ def run(
     finally:
         if child.poll() is None:
             child.signal_group(signal.SIGKILL)
-        _reap_soon(child)
+        reap_soon(child)
         child.close_pipes()
 
 
-def _reap_soon(child: Child) -> None:
+def reap_soon(child: Child) -> None:
     """Reap a child that has ended or was killed just now."""
     deadline = Deadline(5)
     while not child.reap() and not deadline.passed():
@@ -99,7 +100,7 @@ class _Talk:
 
     def drain(self) -> None:
         """After the end: read what is in the pipes, but wait for no grandchild that holds them."""
-        deadline = Deadline(_DRAIN)
+        deadline = Deadline(DRAIN)
         while self._readers and not deadline.passed():
             self._turn([], deadline.left())
 
