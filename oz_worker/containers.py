@@ -252,9 +252,8 @@ class Engine:
         *platform* chooses among several of one name, which docker can have since 28; older ones refuse it.
         """
         chosen = ["--platform", platform] if platform else []
-        form = ("--format", "{{json .}}")
         try:
-            said = self.call("image", "inspect", *chosen, *form, "--", reference, interrupt=interrupt, limit=8 << 20)
+            said = self.call("image", "inspect", *chosen, "--", reference, interrupt=interrupt, limit=8 << 20)
         except NoSuch:
             return None
         about = _object(said)
@@ -351,6 +350,8 @@ def _object(text: bytes) -> dict[str, Any]:
         about = json.loads(text)
     except ValueError as error:
         raise EngineError(f"the engine's program printed something unreadable: {text[:80]!r}") from error
+    if isinstance(about, list) and len(about) == 1:
+        about = about[0]
     if not isinstance(about, dict):
         raise EngineError(f"the engine's program printed something unreadable: {text[:80]!r}")
     return about

@@ -164,8 +164,8 @@ def why(engine: Engine, said: str) -> Why:
     daemon = engine.kind != "podman"
     if daemon and NO_ANSWER.search(said) and not answered(said):
         raise EngineDown(f"{engine.kind} pull: {without_credentials(said)}", said)
-    # What ends a stream of progress is the engine's word about the registry or the CLI's about the engine.
-    if daemon and not answered(said) and (_CANCELLED.search(said) or BROKEN_OFF.search(said)):
+    # What ends a stream of progress is the engine's word about the registry, or the CLI's about the engine.
+    if not answered(said) and (_CANCELLED.search(said) or BROKEN_OFF.search(said)):
         return Why.BROKEN_OFF
     plain = _ADDRESS.sub(" ", said)
     return next((reason for reason, pattern in _PATTERNS if pattern.search(plain)), Why.OTHER)

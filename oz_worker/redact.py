@@ -24,7 +24,9 @@ _PUBLIC = frozenset(
 """Words of MCP configurations that are nobody's secret; masking them would blank out ordinary output."""
 
 
-_USER_INFO = re.compile(r"(?:(?<=://)[^\s\"'<>]*|(?<![\w./:@-])[^\s/@:\"'<>]+:[^\s\"'<>]+)@(?![\w+.-]+:[0-9a-f]{32})")
+_USER_INFO = re.compile(
+    r"(?:(?<=://)[^\s\"'<>]*|(?<![\w./:@-])[^\s/@:\"'<>]+:(?!//)[^\s\"'<>]+)@(?![\w+.-]+:[0-9a-f]{32})"
+)
 _QUERY = re.compile(r"(://[^\s\"'<>?]*\?)[^\s\"'<>]+")
 
 
