@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,8 +11,9 @@ import pytest
 from oz_worker.process import HELPER, ProgramMissing
 from oz_worker.progress import Ending, Screen, watch
 from oz_worker.threads import Waker
-from tests.rig import living_environments
+from tests.rig import living_environments, until
 
+INSTANCE = f"watched-{os.getpid()}"
 DOCKER = (
     b"1: Pulling from t/a\r\n\r\n\x1b[1A\x1b[2K\r14720aa8fb4e: Pulling fs layer \r\x1b[1B\r\n"
     b"\x1b[1A\x1b[2K\r0a49aded2a06: Downloading [=>      ]  32.77kB/3.001MB\r\x1b[1B"
@@ -25,7 +26,7 @@ def run(script: str, *, timeout: float = 30, quiet: float = 0, shows_on: str = "
     return watch(
         ["/bin/sh", "-c", script],
         environment={"PATH": os.environ["PATH"]},
-        instance="watched",
+        instance=INSTANCE,
         timeout=timeout,
         quiet=quiet,
         shows_on=shows_on,
@@ -103,18 +104,22 @@ def test_the_limit_and_the_interrupt_end_it() -> None:
     assert (left.code, left.interrupted) == (None, True)
 
 
-def test_nothing_is_left_of_it_neither_process_nor_descriptor() -> None:
+def test_nothing_is_left_of_it_neither_process_nor_descriptor(tmp_path: Path) -> None:
     before = set(os.listdir("/proc/self/fd"))
     assert run("sleep 1000 & sleep 1000", timeout=0.3).code is None
-    assert run("(setsid sleep 1000 &) ; exit 4").code == 4  # a grandchild that holds the terminal
+    until(lambda: not helpers(), "the end of the whole group")
+    pid = tmp_path / "pid"
+    try:  # a grandchild that left the group holds the terminal: it is not waited for
+        assert run(f"setsid sleep 1000 & echo $! >{pid}; exit 4").code == 4
+        assert helpers() == {int(pid.read_text())}
+    finally:
+        os.kill(int(pid.read_text()), signal.SIGKILL)
     with pytest.raises(ProgramMissing):
         watch(["/no/such"], environment={}, instance="w", timeout=1, quiet=1, shows_on="stdout")
     assert set(os.listdir("/proc/self/fd")) == before
-    mark = f"{HELPER}=watched".encode()
-    limit = time.monotonic() + 20
-    alive = [pid for pid, environ in living_environments() if mark in environ.split(b"\0")]
-    for pid in alive:  # the one that went away by itself is nobody's
-        assert b"sleep" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        os.kill(pid, 9)
-    assert len(alive) <= 1
-    assert time.monotonic() < limit
+
+
+def helpers() -> set[int]:
+    """Living processes that this test process has started."""
+    mark = f"{HELPER}={INSTANCE}".encode()
+    return {pid for pid, environ in living_environments() if mark in environ.split(b"\0")}
