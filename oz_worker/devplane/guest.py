@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Callable, Mapping
 from urllib.parse import urlsplit
 
-from oz_worker.containers import LABEL, Engine, EngineDown, EngineError, labelled, opened
+from oz_worker.containers import LABEL, Engine, EngineDown, EngineError, labelled
 from oz_worker.devplane.image import SEARCH_PATH, machine_files, make_layer, pack
+from oz_worker.engines import opened
 from oz_worker.errors import NotUsable
 from oz_worker.timing import Deadline
 
-CALL_SECONDS = 60.0
+CALL_SECONDS = 30.0
 LOAD_SECONDS = 600.0
 LEAVE_SECONDS = 20.0
 AGAIN_SECONDS = 0.2
@@ -46,6 +47,7 @@ class Guest:
         self.worker_id = f"dev-{mark}"
         self._labels = {"worker": self.worker_id}
         self._label = f"label={LABEL}worker={self.worker_id}"
+        self._came = False
         self._task, self._sidecar = f"oz-worker-dev/task:{mark}", f"oz-worker-dev/sidecar:{mark}"
         self._engine = Engine(
             kind, program, environment=dict(os.environ), instance=self.worker_id, timeout=CALL_SECONDS
@@ -71,12 +73,12 @@ class Guest:
         _must_be_here(kind)
         facts = opened(self._engine)
         say(f"making an image of this machine's Python {platform.python_version()}, shell and small programs")
-        began = time.monotonic()
+        began, self._came = time.monotonic(), True
         found = machine_files()
         size = self._load_task(found.files, found.links, facts.architecture)
         self._load_sidecar(found.python, facts.architecture)
         took = time.monotonic() - began
-        say(f"loaded into {kind} {facts.version} as {self._task}, {size / 1e6:.0f} MB in {took:.1f} s; gone at the end")
+        say(f"loaded into {kind} {facts.version} as {self._task}, {size / 1e6:.0f} MB in {took:.1f} s")
         self._try(found.python, root_url)
 
     def _load_task(self, files: Mapping[str, tuple[int, bytes]], links: Mapping[str, str], architecture: str) -> int:
@@ -118,25 +120,28 @@ class Guest:
         """The names of the tasks' containers that exist. Raises EngineError."""
         return sorted(one.name for one in self._engine.containers(self._label) if one.label("role") == "task")
 
-    def leave(self) -> str:
-        """Remove everything; what could not be removed, "" for nothing.
+    def leave(self, say: Callable[[str], None]) -> bool:
+        """Remove everything; whether nothing is left.
 
         Without force for images: one that a container still needs tells of a container that came late, made by a
         request of a program that was killed; without its image none can come any more.
         """
-        deadline, trouble = Deadline(LEAVE_SECONDS), ""
-        while True:
+        deadline = Deadline(LEAVE_SECONDS)
+        while self._came:
             try:
                 if not self._sweep():
-                    return ""
+                    say(f"removed from {self._engine.kind}: the images, and everything made with them")
+                    return True
                 trouble = "things appear again and again"
             except EngineDown as error:
-                return f"{error}; to remove everything: {self.removal}"
+                trouble, deadline = str(error), Deadline(0)
             except EngineError as error:
                 trouble = str(error)
                 time.sleep(AGAIN_SECONDS)
             if deadline.passed():
-                return f"{trouble}; to remove everything: {self.removal}"
+                say(f"not everything was removed: {trouble}; to remove it: {self.removal}")
+                return False
+        return True
 
     def _sweep(self) -> bool:
         """Remove what is there; whether there was anything."""
@@ -151,15 +156,19 @@ class Guest:
             self._engine.call("image", "rm", *images)
         return bool(containers or volumes or images)
 
-    def stay(self) -> str:
-        """End what runs and keep the rest; how to remove it."""
+    def stay(self, say: Callable[[str], None]) -> bool:
+        """End what runs, keep the rest and say how to remove it; whether nothing runs."""
+        if not self._came:
+            return True
         try:
             running = [one.id for one in self._engine.containers(self._label) if one.lives]
             if running:
                 self._engine.call("kill", *running)
         except EngineError as error:
-            return f"{error}; to remove everything: {self.removal}"
-        return f"to remove the images and what goes with them: {self.removal}"
+            say(f"what runs was not ended: {error}; to remove everything: {self.removal}")
+            return False
+        say(f"kept: the images, and everything made with them; to remove it: {self.removal}")
+        return True
 
     @property
     def removal(self) -> str:

@@ -103,6 +103,12 @@ def _judge(options: DevOptions) -> tuple[str, int]:
     return ("127.0.0.1" if host == "localhost" else host), int(port)
 
 
+def _signals() -> list[signal.Signals]:
+    """What ends `dev` in order: a terminal that is closed too, unless nohup says otherwise."""
+    hangup = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else []
+    return [signal.SIGINT, signal.SIGTERM, *hangup]
+
+
 def _need_websockets() -> None:
     try:
         import websockets.server  # noqa: F401
@@ -131,8 +137,8 @@ class _Run:
 
     def run(self) -> int:
         """Start everything, wait for the end, stop everything, judge."""
-        before = {number: signal.signal(number, self._signalled) for number in (signal.SIGINT, signal.SIGTERM)}
-        stage, trouble = None, ""
+        before = {number: signal.signal(number, self._signalled) for number in _signals()}
+        stage, clean = None, True
         try:
             self._listen()
             stage = self._stage = self._staged()
@@ -147,13 +153,11 @@ class _Run:
         finally:
             if stage is not None:
                 stage.stop()
-                trouble = stage.clean_up(keep=self._options.keep)
+                clean = stage.clean_up(_say, keep=self._options.keep)
             self._plane.stop()
-            for sentence in stage.kept() if stage is not None and self._options.keep else filter(None, [trouble]):
-                _say(sentence)
             for number, handler in before.items():
                 signal.signal(number, handler)
-        return code or int(ExitCode.FAULT if trouble else ExitCode.STOPPED)
+        return code or int(ExitCode.STOPPED if clean else ExitCode.FAULT)
 
     def _listen(self) -> None:
         try:
@@ -350,6 +354,6 @@ def _say(line: str) -> None:
     try:
         sys.stdout.write(f"{time.strftime('%H:%M:%S')} {line}\n")
         sys.stdout.flush()
-    except BrokenPipeError:
-        # `dev | head`: nobody listens any more, which is no reason to leave a worker behind half-way.
+    except OSError:
+        # `dev | head`, or a terminal that was closed: nobody listens any more, which is no reason to leave a worker behind half-way.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -93,8 +93,8 @@ class Stage:
         places = self.directory / "workspaces"
         return sorted(place.name for place in places.iterdir() if place.name != ".oz-worker") if places.is_dir() else []
 
-    def clean_up(self, *, keep: bool) -> str:
-        """End what still runs from here and remove the rest, unless it is to be kept; what could not be removed.
+    def clean_up(self, say: Callable[[str], None], *, keep: bool) -> bool:
+        """End what still runs from here and remove the rest, or keep it; whether that went well.
 
         A worker that stopped in order leaves no agents; one that was killed does, and dispatched ones are nobody's.
         """
@@ -104,13 +104,13 @@ class Stage:
                 with contextlib.suppress(psutil.Error):
                     getattr(stray, act)()
             psutil.wait_procs(strays, STRAY_SECONDS)
-        if not keep:
+        if keep:
+            say(f"kept: {self.directory}")
+        else:
             shutil.rmtree(self.directory, ignore_errors=True)
-        return self.guest.leave() if self.guest is not None and not keep else ""
-
-    def kept(self) -> list[str]:
-        """Sentences on what `--keep` has kept."""
-        return [f"kept: {self.directory}", *([self.guest.stay()] if self.guest is not None else [])]
+        if self.guest is None:
+            return True
+        return self.guest.stay(say) if keep else self.guest.leave(say)
 
     def log_tail(self) -> str:
         """The end of the worker's log, whole lines."""
