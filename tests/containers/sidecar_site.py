@@ -1,16 +1,14 @@
-"""Sidecars over a real engine: images with known files, a program that misbehaves on purpose, the base count at the end.
+"""Sidecars over a real engine: images with known files, a program that misbehaves on purpose, the base count.
 
 Run as a program it asks for one mount and prints it, to be killed or raced: see `Site.process`.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 from typing import Any, Sequence
 
@@ -193,14 +191,6 @@ def main(about: dict[str, Any]) -> None:
     sidecars = site.sidecars(instance=about["instance"], wrapper=about["wrapper"])
     unit = Unit("ab" * 8, about["instance"], Key("task", "run"))
     print(*sidecars.mounts([Sidecar(about["image"], "/agent", about["private"])], unit))
-
-
-def cut_tar(length: int) -> bytes:
-    """For wrappers: nothing of a real tar but its first *length* bytes."""
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w"):
-        pass
-    return stream.getvalue()[:length]
 
 
 if __name__ == "__main__":
