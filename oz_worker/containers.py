@@ -7,16 +7,14 @@ Everything is said in this file's words: a container, a volume, an event; no cal
 from __future__ import annotations
 
 import json
-import os
 import re
 import select
-import shutil
 from datetime import datetime, timezone
 from types import MappingProxyType
 from typing import Any, Iterator, Mapping, NamedTuple, Sequence
 
 from oz_worker import errand
-from oz_worker.errors import NotUsable, OzWorkerError
+from oz_worker.errors import OzWorkerError
 from oz_worker.process import SpawnError
 from oz_worker.timing import format_duration
 
@@ -27,11 +25,12 @@ LABEL = "oz-worker."
 """Before every label of ours (names.md): instance, worker, task, execution, unit, role, owner."""
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
-_DOWN = re.compile(
+NO_ANSWER = re.compile(
     r"(?i)cannot connect to|error during connect|failed to connect to the docker api|permission denied while trying"
-    r"|is the docker daemon running|unexpected eof|connection reset by peer|broken pipe|containerd\.sock"
-    r"|daemon is shutting down"
+    r"|is the docker daemon running|containerd\.sock|daemon is shutting down"
 )
+BROKEN_OFF = re.compile(r"(?i)unexpected eof|connection reset by peer|broken pipe")
+"""Words of a CLI that has lost its engine; those of the second one can be an engine's that has lost somebody else."""
 _GONE = re.compile(r"(?i)no such (container|object|volume|image)|no container with|not known|no volume with")
 _TAKEN = re.compile(r"(?i)is already in use|name .* in use")
 _SAID_BYTES = 700
@@ -104,6 +103,16 @@ class Container(NamedTuple):
     def label(self, name: str) -> str:
         """One of our labels, "" when it is not there."""
         return self.labels.get(LABEL + name, "")
+
+
+class Image(NamedTuple):
+    """One image as the engine has it. `digests` are those it was pulled by (`name@sha256:...`); any text may be ""."""
+
+    id: str
+    digests: tuple[str, ...]
+    system: str
+    architecture: str
+    variant: str
 
 
 class Event(NamedTuple):
@@ -186,12 +195,11 @@ class Engine:
 
     def refusal(self, what: str, code: int, errors: bytes) -> EngineError:
         """The error that an exit code and the words on stderr stand for."""
-        said = _last_words(errors)
+        said = last_words(errors)
         if code > _SIGNALLED and not said:
             return EngineDown(f"{self.kind} {what} was killed by signal {code - _SIGNALLED}; is there enough memory?")
         sentence = f"{self.kind} {what}: {said or f'exit code {code}'}"
-        answered = "Error response from daemon" in said and not re.search(r"containerd\.sock|shutting down", said)
-        if _DOWN.search(said) and not answered:
+        if (NO_ANSWER.search(said) or BROKEN_OFF.search(said)) and not answered(said):
             return EngineDown(sentence, said, code)
         if _GONE.search(said):
             return NoSuch(sentence, said, code)
@@ -273,6 +281,35 @@ class Engine:
             raise self.refusal("logs", outcome.code, outcome.output)
         return outcome.output
 
+    def image(self, reference: str, *, platform: str = "", interrupt: int = -1) -> Image | None:
+        """The image of that name, None when the engine has none.
+
+        *platform* chooses among several of one name, which docker can have since 28; older ones refuse it.
+        """
+        chosen = ["--platform", platform] if platform else []
+        try:
+            said = self.call("image", "inspect", *chosen, "--", reference, interrupt=interrupt, limit=8 << 20)
+        except NoSuch:
+            return None
+        about = _object(said)
+        return Image(
+            str(about.get("Id") or ""),
+            tuple(str(digest) for digest in about.get("RepoDigests") or []),
+            str(about.get("Os") or ""),
+            str(about.get("Architecture") or ""),
+            str(about.get("Variant") or ""),
+        )
+
+    def pull_directory(self) -> str:
+        """Where its program keeps half-read layers and leaves them when it is ended; "" for an engine that tidies up.
+
+        Raises EngineError.
+        """
+        if not self._podman:
+            return ""
+        store = _object(self.call("info", "--format", "json")).get("store") or {}
+        return str(store.get("imageCopyTmpDir") or self.environment.get("TMPDIR") or "/var/tmp")
+
     # -- events --------------------------------------------------------------------------------------------------
 
     def events(self, since: str, label: str) -> list[str]:
@@ -303,52 +340,9 @@ class Engine:
         return Event(action, identity, name, labels, int(str(code)) if known else None)
 
 
-def find_program(kind: str, path: str, environment: Mapping[str, str]) -> str:
-    """The engine's program: *path* if given, else *kind* on PATH. Raises NotUsable."""
-    if path:
-        if not (os.path.isfile(path) and os.access(path, os.X_OK)):
-            raise NotUsable(f"backend.docker.engine_path {path} is no program that may be run; correct the path")
-        return os.path.abspath(path)
-    found = shutil.which(kind, path=environment.get("PATH", os.defpath))
-    if not found:
-        raise NotUsable(f"no program {kind} on PATH; install it, or set backend.docker.engine_path")
-    return found
-
-
-def endpoint_of(kind: str, environment: Mapping[str, str]) -> str:
-    """Which engine the program will talk to, by its own rules: the variable, the context, else the default."""
-    host = environment.get("CONTAINER_HOST" if kind == "podman" else "DOCKER_HOST", "")
-    if host or kind == "podman":
-        return f"{kind} {host or 'of this host'}"
-    context = environment.get("DOCKER_CONTEXT", "")
-    if not context:
-        folder = environment.get("DOCKER_CONFIG") or os.path.join(environment.get("HOME", "/"), ".docker")
-        try:
-            with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
-                context = str(json.load(file).get("currentContext", ""))
-        except (OSError, ValueError, AttributeError):
-            context = ""
-    return f"{kind} context {context}" if context not in ("", "default") else f"{kind} of this host"
-
-
-def opened(engine: Engine) -> Facts:
-    """What the engine says of itself, fit to run Linux agents. Raises NotUsable with the cure."""
-    try:
-        facts = engine.facts()
-    except EngineError as error:
-        raise NotUsable(f"the {engine.kind} engine cannot be used: {error}. {_cure(error)}") from error
-    if facts.system != "linux" or facts.architecture not in ("amd64", "arm64"):
-        is_what = f"{facts.system or 'unknown'}/{facts.architecture or 'unknown'}"
-        raise NotUsable(f"the {engine.kind} engine runs {is_what} containers; agents need linux/amd64 or linux/arm64")
-    return facts
-
-
-def _cure(error: EngineError) -> str:
-    if "permission denied" in error.said.lower():
-        return "Let this user use the engine's socket, for example by its group (docker), and start the worker again"
-    host = os.environ.get("DOCKER_HOST", "")
-    where = f"DOCKER_HOST is {host}" if host and "@" not in host else "see DOCKER_HOST and `docker context ls`"
-    return f"Start the engine, or name the right one: {where}"
+def answered(said: str) -> bool:
+    """Whether an engine that is well has spoken itself."""
+    return "Error response from daemon" in said and not re.search(r"containerd\.sock|shutting down", said)
 
 
 def _container(about: Mapping[str, Any]) -> Container:
@@ -380,12 +374,14 @@ def _object(text: bytes) -> dict[str, Any]:
         about = json.loads(text)
     except ValueError as error:
         raise EngineError(f"the engine's program printed something unreadable: {text[:80]!r}") from error
+    if isinstance(about, list) and len(about) == 1:
+        about = about[0]
     if not isinstance(about, dict):
         raise EngineError(f"the engine's program printed something unreadable: {text[:80]!r}")
     return about
 
 
-def _last_words(errors: bytes) -> str:
+def last_words(errors: bytes) -> str:
     """The end of what a program said, on one line, without its hints."""
     lines = [line.strip() for line in errors.decode("utf-8", "replace").splitlines()]
     kept = [line for line in lines if line and not line.startswith(("See 'docker", "Run 'docker"))]

@@ -24,7 +24,8 @@ class Outcome(NamedTuple):
     late: bool = False
 
 
-_DRAIN = 1.0
+DRAIN = 1.0
+"""Seconds for what holds the pipes of a child that has ended."""
 
 
 def run(
@@ -107,7 +108,7 @@ class _Talk:
 
     def drain(self) -> None:
         """After the end: read what is in the pipes, but wait for no grandchild that holds them."""
-        deadline = Deadline(_DRAIN)
+        deadline = Deadline(DRAIN)
         while self._readers and not deadline.passed():
             self._turn([], deadline.left())
 

@@ -24,6 +24,20 @@ _PUBLIC = frozenset(
 """Words of MCP configurations that are nobody's secret; masking them would blank out ordinary output."""
 
 
+_USER_INFO = re.compile(
+    r"(?:(?<=://)[^\s\"'<>]*|(?<![\w./:@-])[^\s/@:\"'<>]+:(?!//)[^\s\"'<>]+)@(?![\w+.-]+:[0-9a-f]{32})"
+)
+_QUERY = re.compile(r"(://[^\s\"'<>?]*\?)[^\s\"'<>]+")
+
+
+def without_credentials(text: str) -> str:
+    """*text* with what may let somebody in taken out of its URLs: users with passwords, signed queries.
+
+    Also out of what people write in the place of an image (`user:password@registry/image`); `image@sha256:...` stays.
+    """
+    return _QUERY.sub(rf"\1{MASK}", _USER_INFO.sub(f"{MASK}@", text))
+
+
 class Secret:
     """A value that shows only when asked by `reveal()`; `str`, `repr` and formatting give the mask."""
 

@@ -1,4 +1,4 @@
-"""What the worker costs, beside what the machine costs without it: `make bench` (the direct backend, Linux).
+"""What the worker costs, beside what the machine costs without it: `make bench` (direct and docker, Linux).
 
 Every row is measured against the same act without a worker in the same run, so that it says something on any machine.
 Prints a table with the budget beside each row; exit 1 when one is over. `--quick` shows in half a minute that the
@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 from typing import Callable, Iterator, NamedTuple
 
+import bench_docker
 import bench_rig as rig
 from bench_rig import Place, Plane, percentile
 
@@ -52,10 +53,32 @@ class Sizes(NamedTuple):
     hold_seconds: float
     drained: int
     cancels: int
+    containers: int
+    running: tuple[int, ...]
 
 
-FULL = Sizes(dispatches=300, starts=5, idle_seconds=30.0, held=500, hold_seconds=10.0, drained=1000, cancels=10)
-QUICK = Sizes(dispatches=20, starts=2, idle_seconds=3.0, held=40, hold_seconds=2.0, drained=60, cancels=2)
+FULL = Sizes(
+    dispatches=300,
+    starts=5,
+    idle_seconds=30.0,
+    held=500,
+    hold_seconds=10.0,
+    drained=1000,
+    cancels=10,
+    containers=25,
+    running=(1, 10, 100),
+)
+QUICK = Sizes(
+    dispatches=20,
+    starts=2,
+    idle_seconds=3.0,
+    held=40,
+    hold_seconds=2.0,
+    drained=60,
+    cancels=2,
+    containers=3,
+    running=(1, 5),
+)
 
 
 def main() -> int:
@@ -290,6 +313,25 @@ def _bare_end(place: Place, mark: str) -> float:
     return time.monotonic() - began
 
 
+def docker(place: Place, sizes: Sizes) -> list[Row]:
+    """The same questions to the docker backend, beside `docker run`; nothing where no engine can be had."""
+    if why := bench_docker.missing():
+        print(why)
+        return []
+    through, bare = bench_docker.dispatched(place, sizes.containers)
+    found, extra = bench_docker.held(place, sizes.running)
+    first, most = sizes.running[0], sizes.running[-1]
+    each = (found[most] - found[first]) / (most - first)
+    took, base = bench_docker.drained(place, sizes.running[-1])
+    return [
+        _row("docker: assignment -> agent runs, p50", through, bare, bare * bench_docker.LEAST_RATIO, _ms),
+        *(Row(f"docker: worker with {n} containers", _mib(found[n]), "", "", "", False) for n in sizes.running),
+        _row("docker: a running container, memory of the worker", each, 0, 0.3, _mib),
+        _row("docker: a running container, processes of the worker", extra, 0, 0, lambda value: f"{value:.2f}"),
+        Row(f"docker: {most} short tasks", f"{took:.1f} s", f"{base:.1f} s", f"{took / base:.2f} x", "", False),
+    ]
+
+
 MEASURES: dict[str, Callable[[Place, Sizes], list[Row]]] = {
     "dispatch": dispatch,
     "starts": starts,
@@ -297,6 +339,7 @@ MEASURES: dict[str, Callable[[Place, Sizes], list[Row]]] = {
     "held": held,
     "drained": drained,
     "cancelled": cancelled,
+    "docker": docker,
 }
 
 

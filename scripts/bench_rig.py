@@ -61,6 +61,8 @@ class Place:
         self._starts: queue.SimpleQueue[tuple[str, int, float]] = queue.SimpleQueue()
         threading.Thread(target=self._read_starts, name="starts", daemon=True).start()
         self._log = (directory / "worker.log").open("ab")
+        self.extra: Mapping[str, str] = {}
+        """Further variables of the worker's environment."""
 
     def environment(self) -> dict[str, str]:
         """The worker's."""
@@ -69,6 +71,7 @@ class Place:
             "HOME": str(self.directory),
             "PYTHONPATH": str(ROOT),
             "WARP_API_KEY": self.plane.key,
+            **self.extra,
         }
 
     def marks(self, mark: str, run: str = "") -> dict[str, str]:

@@ -99,7 +99,7 @@ def endpoint(settings: Settings, environ: Mapping[str, str]) -> str:
     """Which engine units of these settings run on, as far as words go; "" for this host itself (rule 2)."""
     if not isinstance(settings.options, DockerOptions):
         return ""
-    from oz_worker.containers import endpoint_of
+    from oz_worker.engines import endpoint_of
 
     return endpoint_of(settings.options.engine, environ)
 

@@ -24,7 +24,8 @@ from oz_worker.backends.container_traces import Traces
 from oz_worker.backends.container_watch import Ears, Watch
 from oz_worker.backends.environ import secrets_in, worker_environment
 from oz_worker.backends.patience import persist
-from oz_worker.containers import LABEL, Container, Engine, EngineDown, EngineError, NoSuch, find_program, opened
+from oz_worker.containers import LABEL, Container, Engine, EngineDown, EngineError, NoSuch
+from oz_worker.engines import find_program, opened
 from oz_worker.errors import Stopped, TaskFault
 from oz_worker.model import ExitFacts, Key
 from oz_worker.settings import DockerOptions

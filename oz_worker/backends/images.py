@@ -2,9 +2,33 @@
 
 from __future__ import annotations
 
+import logging
+import re
+import threading
+import time
 from typing import NamedTuple
 
+from oz_worker import pulls, threads
+from oz_worker.backends.base import Unit
+from oz_worker.backends.shared import Shared
+from oz_worker.containers import Engine, EngineDown, EngineError, Image
 from oz_worker.errors import OzWorkerError
+from oz_worker.pulls import AWAY, Pull, PullFailed, Why, shown
+from oz_worker.redact import without_credentials
+from oz_worker.timing import format_duration
+
+logger = logging.getLogger(__name__)
+
+ALWAYS, NEVER = "Always", "Never"
+_ALIASES = {
+    "x86_64": "amd64",
+    "x86-64": "amd64",
+    "aarch64": "arm64",
+    "i386": "386",
+    "armhf": "arm/v7",
+    "armel": "arm/v6",
+}
+_SYSTEMS = ("linux", "windows", "darwin", "freebsd")
 
 
 class ImageUnusable(OzWorkerError):
@@ -12,9 +36,176 @@ class ImageUnusable(OzWorkerError):
 
 
 class ImageFacts(NamedTuple):
-    """What must be known of an image that is present. `digest`: 64 hex digits, of what it was pulled by, else its id."""
+    """What must be known of an image that is present.
+
+    `digest` are 64 hex digits: those it was pulled by, else those of its id. `platform` is like `linux/arm64/v8`.
+    """
 
     reference: str
     id: str
     digest: str
     platform: str
+
+
+class Images:
+    """The images of one engine. Safe from any thread.
+
+    *policy* is Always, IfNotPresent or Never. *pull_timeout* seconds bound a pull, *progress_timeout* its silence
+    (0: no limit). *platform* is what the operator asked for, or ""; *engine_platform* is what the engine runs on.
+
+    An image is looked at and pulled on a thread of `Shared`, which is ended there when nobody waits any more. The lock
+    guards what is known and what was warned of, and is never held while anything runs.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        policy: str,
+        pull_timeout: float,
+        progress_timeout: float,
+        platform: str,
+        engine_platform: str,
+        on_death: threads.OnDeath,
+    ) -> None:
+        self._engine = engine
+        self._policy = policy
+        self._pull_timeout = pull_timeout
+        self._progress_timeout = progress_timeout
+        self._platform = platform
+        self._engine_platform = engine_platform
+        self._shared: Shared[str, ImageFacts] = Shared("image", self._obtain, on_death)
+        self._lock = threading.Lock()
+        self._known: dict[str, ImageFacts] = {}
+        self._warned: set[str] = set()
+
+    def ready(self, reference: str, unit: Unit) -> ImageFacts:
+        """The image's facts, once it is present by the policy; blocks until then in the unit's condition.
+
+        Makes no call of the engine where the facts are known already (design 12, rule 23), but for Always, where every
+        call pulls; those that come while the same image is pulled wait for that pull. Raises ImageUnusable, Stopped,
+        EngineDown.
+        """
+        with self._lock:
+            known = self._known.get(reference)
+        return known if known is not None else self._shared.get(reference, unit)
+
+    def forget(self, reference: str) -> None:
+        """The facts turned out wrong, for instance because somebody removed the image: look again next time."""
+        with self._lock:
+            self._known.pop(reference, None)
+
+    def _obtain(self, reference: str, interrupt: int) -> ImageFacts:
+        """Runs on the shared thread."""
+        try:
+            found = None if self._policy == ALWAYS else self._engine.image(reference, interrupt=interrupt)
+            if found is None and self._policy == NEVER:
+                raise ImageUnusable(
+                    f"image {shown(reference)} is not here, and image_pull_policy is Never; pull it with "
+                    f"`{self._engine.kind} pull`, or set backend.docker.image_pull_policy to IfNotPresent"
+                )
+            facts = self._judge(reference, found or self._pull(reference, interrupt), interrupt)
+        except EngineDown:
+            raise
+        except EngineError as error:
+            raise ImageUnusable(without_credentials(str(error))) from error
+        if self._policy != ALWAYS:
+            with self._lock:
+                self._known[reference] = facts
+        return facts
+
+    def _pull(self, reference: str, interrupt: int) -> Image:
+        """Pull it, or where the registry is out of reach take the copy that is here.
+
+        A transfer that broke off while the engine is well is tried once more: the CLI has the same words for a registry
+        that ends a transfer and for an engine that is restarted.
+        """
+        wanted = Pull(reference, self._platform, self._engine_platform, self._pull_timeout, self._progress_timeout)
+        began = time.monotonic()
+        logger.info("pulling image %s", shown(reference))
+        try:
+            self._pull_again_if_broken(wanted, interrupt)
+        except PullFailed as error:
+            # Looked for also because an engine that hangs or ends looks like a registry that does.
+            found = self._engine.image(reference, interrupt=interrupt) if error.why in AWAY else None
+            if found is None:
+                raise
+            self._warn(reference, error)
+            return found
+        found = self._engine.image(reference, interrupt=interrupt)
+        if found is None:  # some errors inside the stream end with exit code 0
+            raise pulls.failure(self._engine, wanted, Why.OTHER, "it was pulled without an error, but is not there")
+        with self._lock:
+            self._warned.discard(reference)
+        logger.info("image %s pulled in %s", shown(reference), format_duration(time.monotonic() - began))
+        return found
+
+    def _pull_again_if_broken(self, wanted: Pull, interrupt: int) -> None:
+        try:
+            pulls.pull(self._engine, wanted, interrupt)
+        except PullFailed as error:
+            if error.why is not Why.BROKEN_OFF:
+                raise
+            self._engine.image(wanted.reference, interrupt=interrupt)  # raises EngineDown if it was the engine
+            logger.info("pulling image %s again: %s", shown(wanted.reference), error)
+            pulls.pull(self._engine, wanted, interrupt)
+
+    def _warn(self, reference: str, error: PullFailed) -> None:
+        """Once, until a pull of this image succeeds."""
+        with self._lock:
+            again = reference in self._warned
+            self._warned.add(reference)
+        level = logging.DEBUG if again else logging.WARNING
+        logger.log(
+            level, "the copy of image %s that is here is used, because it cannot be pulled: %s", shown(reference), error
+        )
+
+    def _judge(self, reference: str, image: Image, interrupt: int) -> ImageFacts:
+        """The image's facts, if it fits the platform. Raises ImageUnusable, EngineError."""
+        wanted = _platform(self._platform or self._engine_platform)
+        if not _fits(image, wanted) and self._platform:
+            image = self._another(reference, interrupt) or image
+        has = "/".join(filter(None, (image.system, image.architecture, image.variant)))
+        if not _fits(image, wanted):
+            raise ImageUnusable(
+                f"image {shown(reference)} is built for {has}, but {'/'.join(filter(None, wanted))} is wanted here; "
+                f"use an image built for it, or set backend.docker.platform to {has} if this machine can run that"
+            )
+        return ImageFacts(reference, image.id, _digest(image), has or "/".join(filter(None, wanted)))
+
+    def _another(self, reference: str, interrupt: int) -> Image | None:
+        """The image of that name for the platform that was asked for: docker since 28 may hold several."""
+        try:
+            return self._engine.image(reference, platform=self._platform, interrupt=interrupt)
+        except EngineDown:
+            raise
+        except EngineError:  # an older one
+            return None
+
+
+def _platform(text: str) -> tuple[str, str, str]:
+    """System, architecture and variant, "" for what is not said; `arm64` and `linux/aarch64` are understood too."""
+    parts = [part.strip().lower() for part in text.split("/")]
+    if parts[0] not in _SYSTEMS:
+        parts.insert(0, "linux")
+    parts[1:2] = "".join(_ALIASES.get(part, part) for part in parts[1:2]).split("/")
+    system, architecture, variant = (*parts, "", "")[:3]
+    return system, architecture, variant
+
+
+def _fits(image: Image, wanted: tuple[str, str, str]) -> bool:
+    """Whether an image of that platform may run where *wanted* is: unknown fits, so does an earlier variant."""
+    system, architecture, variant = wanted
+    if image.system and system and image.system != system:
+        return False
+    if image.architecture and architecture and image.architecture != architecture:
+        return False
+    return not (image.variant and variant) or image.variant <= variant
+
+
+def _digest(image: Image) -> str:
+    for text in (*image.digests, image.id):
+        found = re.search(r"(?<![0-9a-f])[0-9a-f]{64}$", text)
+        if found:
+            return found[0]
+    return ""

@@ -10,7 +10,7 @@ from oz_worker.backends.base import Unit
 from oz_worker.backends.container_env import transport
 from oz_worker.backends.container_order import Order, order
 from oz_worker.backends.resolution import FALLBACK_IMAGE, image_of, sidecars_of
-from oz_worker.containers import endpoint_of
+from oz_worker.engines import endpoint_of
 from oz_worker.model import InstanceShape, Key, Sidecar, TaskSpec, unit_name
 from oz_worker.settings import DockerOptions
 

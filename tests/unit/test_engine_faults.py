@@ -118,9 +118,14 @@ def test_a_redelivery_committed_together_with_the_end_is_answered_behind_it(tmp_
     bench.settle()
     world.exit(world.running()[0], 3)
     assert world.in_teardown.wait(SAFETY_SECONDS)
-    gate = threading.Event()
-    bench.store.post(lambda _db: gate.wait(SAFETY_SECONDS))
-    eventually(bench.store._queue.empty, "the store at the gate")
+    at_gate, gate = threading.Event(), threading.Event()
+
+    def wait_at_gate(_db: object) -> None:
+        at_gate.set()
+        gate.wait(SAFETY_SECONDS)
+
+    bench.store.post(wait_at_gate)
+    assert at_gate.wait(SAFETY_SECONDS), "whose batch is closed once it runs"
     world.go_on.set()
     eventually(lambda: bench.store._queue.qsize() == 1, "the release in the queue")
     bench.engine.assign(spec(KEY))
