@@ -18,6 +18,9 @@ from oz_worker.errors import OzWorkerError
 from oz_worker.process import SpawnError
 from oz_worker.timing import format_duration
 
+FILLER = "oz-fill-"
+"""Before the name of a container into which files are copied. Docker lets every question about one wait until the copy
+has ended (`container inspect` hung for as long as a `cp` did, `ps` did not), so none of these is ever looked at."""
 LABEL = "oz-worker."
 """Before every label of ours (names.md): instance, worker, task, execution, unit, role, owner."""
 
@@ -228,10 +231,18 @@ class Engine:
         )
 
     def containers(self, *filters: str) -> list[Container]:
-        """All containers, in any state, that every one of *filters* (`label=a=b`, `volume=x`) fits."""
+        """All containers, in any state, that every one of *filters* (`label=a=b`, `volume=x`) fits; no fillers."""
+        return self.inspect(*(one for one, name in self._listed(filters) if not name.startswith(FILLER)))
+
+    def fillers(self, *filters: str) -> list[str]:
+        """The names of the fillers that every one of *filters* fits."""
+        return [name for _, name in self._listed(filters) if name.startswith(FILLER)]
+
+    def _listed(self, filters: Sequence[str]) -> list[tuple[str, str]]:
         chosen = [part for one in filters for part in ("--filter", one)]
-        names = self.call("ps", "--all", "--quiet", "--no-trunc", *chosen, limit=8 << 20).decode().split()
-        return self.inspect(*names)
+        said = self.call("ps", "--all", "--no-trunc", "--format", "{{.ID}} {{.Names}}", *chosen, limit=8 << 20)
+        pairs = (line.partition(" ") for line in said.decode().splitlines())
+        return [(identity, name) for identity, _, name in pairs]
 
     def inspect(self, *names: str) -> list[Container]:
         """These containers, without those that do not exist."""

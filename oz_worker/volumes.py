@@ -1,7 +1,7 @@
 """Volumes of a container engine, and how the files of an image get into one: the other leaf of `containers`' door.
 
 What docker and podman do differently with volumes is here. Proven with both: an image FROM scratch, without a shell or
-tar, is unpacked by `export` of a container that never runs into `cp` of the same; owners, modes and links stay.
+tar, is unpacked by `export` of a container that never runs and `cp` into another; owners, modes and links stay.
 """
 
 from __future__ import annotations
@@ -54,10 +54,17 @@ class Volumes:
         except NoSuch:
             pass
 
-    def find(self, *filters: str) -> list[Volume]:
-        """The volumes that every one of *filters* (`label=a=b`) fits."""
-        chosen = [part for one in filters for part in ("--filter", one)]
-        return self.inspect(*self._engine.call("volume", "ls", "--quiet", *chosen, limit=8 << 20).decode().split())
+    def find(self, labels: Mapping[str, str]) -> list[Volume]:
+        """The volumes that carry all these labels of ours. Compared here: several filters mean "or" to podman."""
+        name, value = next(iter(labels.items()))
+        said = self._engine.call("volume", "ls", "--quiet", "--filter", f"label={LABEL}{name}={value}", limit=8 << 20)
+        found = self.inspect(*said.decode().split())
+        return [one for one in found if all(one.label(name) == value for name, value in labels.items())]
+
+    def ending(self, tail: str) -> list[str]:
+        """The names of volumes that end so, whoever made them."""
+        said = self._engine.call("volume", "ls", "--quiet", "--filter", f"name={tail}", limit=8 << 20)
+        return [name for name in said.decode().split() if name.endswith(tail)]
 
     def inspect(self, *names: str) -> list[Volume]:
         """These volumes, without those that do not exist."""
@@ -71,45 +78,44 @@ class Volumes:
     def hold(
         self,
         holder: str,
-        volume: str,
         image: str,
         labels: Mapping[str, str],
+        volume: str = "",
         *,
-        writable: bool,
+        writable: bool = False,
         timeout: float = 0,
         interrupt: int = -1,
     ) -> None:
-        """Make a container *holder* of *image* that mounts *volume* and is never started. Raises NameTaken.
+        """Make a container *holder* of *image* that is never started and mounts *volume*, if any. Raises NameTaken.
 
         Exactly one of several that ask for a name at once gets it. `true` need not exist in the image.
         """
-        mount = f"{volume}:{_PLACE}" if writable else f"{volume}:{_PLACE}:ro"
-        marks = [*labelled(labels), "--volume", mount, "--network", "none"]
-        self._engine.call(
-            "create", "--pull", "never", "--name", holder, *marks, image, "true", timeout=timeout, interrupt=interrupt
-        )
+        mount = ["--volume", f"{volume}:{_PLACE}" + ("" if writable else ":ro")] if volume else []
+        named = ["--pull", "never", "--name", holder, *labelled(labels), "--network", "none"]
+        self._engine.call("create", *named, *mount, image, "true", timeout=timeout, interrupt=interrupt)
 
-    def fill(self, holder: str, *, timeout: float, interrupt: int = -1) -> None:
-        """Unpack the image of *holder* into the volume that it mounts; complete when this returns.
+    def fill(self, source: str, holder: str, *, timeout: float, interrupt: int = -1) -> None:
+        """Unpack the files of *source* into the volume that *holder* mounts; complete when this returns.
 
-        What an export carries besides the image's files (`.dockerenv`, empty `dev`, `proc`, `sys`, the mount point)
-        is there too and harms nobody.
+        Two containers, because docker's `cp` locks the one it copies into before the first byte has come, and an
+        export of the same would wait for that lock: both would hang for ever [met in one of five tries].
+        What an export carries besides the image's files (`.dockerenv`, empty `dev`, `proc`, `sys`) harms nobody.
         """
         engine = self._engine
         keep_owners = ["--archive=false"] if engine.kind == "podman" else []  # podman gives all to its user otherwise
         try:
             flow = pipeline.join(
-                [engine.program, "export", holder],
+                [engine.program, "export", source],
                 [engine.program, "cp", *keep_owners, "-", f"{holder}:{_PLACE}"],
                 environment=engine.environment,
                 instance=engine.instance,
-                timeout=timeout or engine.timeout,
+                timeout=timeout,
                 last=len(_END),
                 interrupt=interrupt,
             )
         except SpawnError as error:
             raise EngineError(str(error)) from error
-        self._judge(flow, timeout or engine.timeout)
+        self._judge(flow, timeout)
 
     def _judge(self, flow: pipeline.Flow, timeout: float) -> None:
         """Raises EngineError unless both ended well and the tar is whole."""

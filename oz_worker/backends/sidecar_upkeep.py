@@ -7,7 +7,7 @@ import time
 from typing import Callable, Iterable, Mapping, NamedTuple
 
 from oz_worker.backends.sidecar_ages import Ages
-from oz_worker.containers import LABEL, Container, Engine, EngineError, NoSuch
+from oz_worker.containers import FILLER, LABEL, Container, Engine, EngineDown, EngineError, NoSuch
 from oz_worker.volumes import Volume, Volumes
 
 logger = logging.getLogger(__name__)
@@ -15,6 +15,7 @@ logger = logging.getLogger(__name__)
 DAY = 86400.0
 """What is bare for so long is used by nobody; what has been filled for so long is filled by nobody."""
 _EVERY = 600.0
+_SOURCE = "-from"
 
 
 class Idle(NamedTuple):
@@ -32,7 +33,7 @@ class Upkeep:
         self._volumes = volumes
         self._ages = ages
         self._instance = labels["instance"]
-        self._worker = f"label={LABEL}worker={labels['worker']}"
+        self._worker = {"worker": labels["worker"]}
         self._due = 0.0
 
     def remove_container(self, name: str) -> None:
@@ -42,16 +43,22 @@ class Upkeep:
         except NoSuch:
             pass
 
+    def remove_filling(self, filler: str, volume: str) -> None:
+        """Remove the two containers of a filling, and its volume if one is named. Raises EngineError."""
+        self.remove_container(filler)
+        self.remove_container(source_of(filler))
+        if volume:
+            self._volumes.remove(volume)
+
     def remove_private(self, unit: str) -> str:
         """Remove the volumes made for *unit* alone, and fillers of them; one sentence on failure. Raises EngineError.
 
         By worker and not by instance: a unit may have been adopted from another one.
         """
-        ours = (self._worker, f"label={LABEL}unit={unit}")
-        if not (volumes := self._volumes.find(*ours)):
+        if not (volumes := self._volumes.find({"unit": unit, **self._worker})):
             return ""
-        for filler in self._engine.containers(*ours, f"label={LABEL}role=fill"):
-            self.remove_container(filler.id)
+        for filler in self._engine.fillers(*_with({"unit": unit, **self._worker})):
+            self.remove_container(filler)
         return "; ".join(filter(None, [self._remove(volume) for volume in volumes]))
 
     def remove_unfinished(self) -> None:
@@ -60,10 +67,10 @@ class Upkeep:
         A marked volume is mounted by its mark, so the engine itself refuses to remove it. One that was used by an
         earlier process is left to the sweep: another worker may be about to mount it.
         """
-        mine = (self._worker, f"label={LABEL}instance={self._instance}")
-        for filler in self._engine.containers(*mine, f"label={LABEL}role=fill"):
+        mine = {"instance": self._instance, **self._worker}
+        for filler in self._engine.fillers(*_with(mine)):
             self._remove_filler(filler)
-        for volume in self._volumes.find(*mine):
+        for volume in self._volumes.find(mine):
             if not self._ages.was_used(volume.name) or volume.label("unit"):
                 self._remove(volume)
 
@@ -75,14 +82,15 @@ class Upkeep:
         if time.monotonic() < self._due:
             return []
         volumes = self._volumes.find(self._worker)  # before the containers: a holder made in between is seen
-        containers = self._engine.containers(self._worker)
+        containers = self._engine.containers(*_with(self._worker))
         self._due = time.monotonic() + _EVERY
-        fillers = [one for one in containers if one.label("role") == "fill" and not at_work(one.name)]
-        for filler in fillers:
-            if filler.label("instance") == self._instance or self._ages.bare(filler.name) > DAY:
+        mine = set(self._engine.fillers(*_with({**self._worker, "instance": self._instance})))
+        left = [one for one in self._engine.fillers(*_with(self._worker)) if not at_work(one.removesuffix(_SOURCE))]
+        for filler in left:
+            if filler in mine or self._ages.bare(filler) > DAY:
                 self._remove_filler(filler)
         idle = [found for volume in volumes for found in self._judge(volume, containers, retention)]
-        self._ages.keep({one.name for one in volumes} | {one.name for one in fillers})
+        self._ages.keep({one.name for one in volumes} | set(left))
         return idle
 
     def _judge(self, volume: Volume, containers: Iterable[Container], retention: float) -> list[Idle]:
@@ -101,15 +109,17 @@ class Upkeep:
             return []
         return [Idle(mark, volume.name) for mark in marks]
 
-    def _remove_filler(self, filler: Container) -> None:
+    def _remove_filler(self, filler: str) -> None:
+        """Also its volume, which has no labels if the engine made it late: the name tells. Raises EngineDown."""
         try:
-            self.remove_container(filler.id)
+            self.remove_container(filler)
+            for name in self._volumes.ending(filler.removeprefix(FILLER).removesuffix(_SOURCE)):
+                if not self._ages.was_used(name):
+                    self._remove(Volume(name, {}))
+        except EngineDown:
+            raise
         except EngineError as error:
-            logger.info("%s stays for now: %s", filler.name, error)
-            return
-        for name in volumes_of(filler):
-            if not self._ages.was_used(name):
-                self._remove(Volume(name, {}))
+            logger.info("%s stays for now: %s", filler, error)
 
     def _remove(self, volume: Volume) -> str:
         """One sentence when it could not be removed."""
@@ -121,8 +131,17 @@ class Upkeep:
         return ""
 
 
+def source_of(filler: str) -> str:
+    """The name of the container whose files a filler is given."""
+    return filler + _SOURCE
+
+
+def _with(labels: Mapping[str, str]) -> list[str]:
+    return [f"label={LABEL}{name}={value}" for name, value in labels.items()]
+
+
 def _uses(container: Container) -> bool:
-    return container.label("role") not in ("mark", "fill")
+    return container.label("role") != "mark"
 
 
 def volumes_of(container: Container) -> list[str]:

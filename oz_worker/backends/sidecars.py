@@ -41,8 +41,8 @@ from oz_worker.backends.shared import Shared
 from oz_worker.backends.sidecar_ages import Ages
 from oz_worker.backends.sidecar_asked import Asked, asked
 from oz_worker.backends.sidecar_asked import SidecarUnusable as SidecarUnusable
-from oz_worker.backends.sidecar_upkeep import Idle, Upkeep, volumes_of
-from oz_worker.containers import Engine, EngineDown, EngineError, Interrupted, NameTaken, NoSuch, is_readable
+from oz_worker.backends.sidecar_upkeep import Idle, Upkeep, source_of, volumes_of
+from oz_worker.containers import FILLER, Engine, EngineDown, EngineError, Interrupted, NameTaken, NoSuch, is_readable
 from oz_worker.model import Sidecar
 from oz_worker.threads import OnDeath
 from oz_worker.timing import Deadline, format_duration
@@ -51,7 +51,6 @@ from oz_worker.volumes import Volumes
 logger = logging.getLogger(__name__)
 
 MARK = "oz-sidecar-"
-FILLER = "oz-fill-"
 _TRIES = 3
 _FOREVER = 7 * 86400.0
 
@@ -229,8 +228,9 @@ class Sidecars:
         labels = {**self._labels, **({"unit": wanted.unit} if wanted.private else {})}
         with self._filler(filler, volume) as done, self._within(deadline, wanted):
             self._volumes.create(volume, labels, timeout=self._patience(deadline), interrupt=interrupt)
-            self._hold(filler, "fill", volume, wanted.image, labels, deadline, interrupt)
-            self._volumes.fill(filler, timeout=deadline.left() or 0.001, interrupt=interrupt)
+            self._hold(filler, "fill", wanted, labels, volume, deadline, interrupt)
+            self._hold(source_of(filler), "fill", wanted, labels, "", deadline, interrupt)
+            self._volumes.fill(source_of(filler), filler, timeout=deadline.left() or 0.001, interrupt=interrupt)
             if is_readable(interrupt):
                 raise Interrupted("nobody waits for it any more")
             done.append(volume if wanted.private else self._publish(wanted, volume, deadline, interrupt))
@@ -245,7 +245,7 @@ class Sidecars:
             with self._lock:
                 changes = self._changes
             try:
-                self._hold(wanted.mark, "mark", volume, wanted.image, self._labels, deadline, interrupt)
+                self._hold(wanted.mark, "mark", wanted, self._labels, volume, deadline, interrupt)
             except NameTaken:
                 if other := self._marked(wanted.mark):
                     return other
@@ -258,18 +258,18 @@ class Sidecars:
         self,
         name: str,
         role: str,
-        volume: str,
-        image: str,
+        wanted: _Wanted,
         labels: Mapping[str, str],
+        volume: str,
         deadline: Deadline,
         interrupt: int,
     ) -> None:
         """A container that holds *volume*: read-only for a mark, so that starting it by hand changes nothing."""
         self._volumes.hold(
             name,
-            volume,
-            image,
+            wanted.image,
             {**labels, "role": role},
+            volume,
             writable=role == "fill",
             timeout=self._patience(deadline),
             interrupt=interrupt,
@@ -317,9 +317,7 @@ class Sidecars:
     def _remove(self, filler: str, volume: str) -> None:
         """Remove a filler, and *volume* with it; later, where the engine does not answer now."""
         try:
-            self._upkeep.remove_container(filler)
-            if volume:
-                self._volumes.remove(volume)
+            self._upkeep.remove_filling(filler, volume)
         except EngineDown as error:
             logger.info("%s is removed later: %s", filler, error)
             self._doom(filler, volume)

@@ -9,10 +9,11 @@ from typing import Any, Iterator
 import pytest
 
 from oz_worker.devplane.server import ControlPlane
+from tests.containers.depot import Depot
 from tests.containers.docker_site import DockerSite
 from tests.engines.census import audit_back_to, census
 from tests.engines.client import Client
-from tests.engines.images import Images
+from tests.engines.images import Images, load_images
 from tests.rig import Rig, until
 
 
@@ -85,3 +86,23 @@ def docker_rig(tmp_path: Path, engine: Client, images: Images) -> Iterator[Docke
             yield rig
         finally:
             rig.close()
+
+
+@pytest.fixture
+def depot(tmp_path: Path, engine: Client, images: Images) -> Iterator[Depot]:
+    """Sidecars over the Docker Engine of the session; at its end the base count must hold."""
+    depot = Depot(tmp_path, engine, images.task)
+    yield depot
+    depot.close()
+
+
+@pytest.fixture(params=["docker", "podman"])
+def any_depot(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Depot]:
+    """The same over each kind of engine."""
+    if request.param == "podman":
+        podman: Client = request.getfixturevalue("podman")
+        depot = Depot(tmp_path, podman, load_images(podman).task)
+    else:
+        depot = Depot(tmp_path, request.getfixturevalue("engine"), request.getfixturevalue("images").task)
+    yield depot
+    depot.close()

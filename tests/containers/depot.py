@@ -1,18 +1,17 @@
-"""Sidecars over a real engine: images with known files, a program that misbehaves on purpose, the base count at the end.
+"""Sidecars over a real engine: images with known files, a program that misbehaves on purpose, the base count.
 
-Run as a program it asks for one mount and prints it, to be killed or raced: see `Site.process`.
+Run as a program it asks for one mount and prints it, to be killed or raced: see `Depot.process`.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
 import sys
-import tarfile
+import threading
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
 from oz_worker.backends.base import Unit
 from oz_worker.backends.images import ImageFacts, ImageUnusable
@@ -34,7 +33,7 @@ def _fail(name: str, error: BaseException) -> None:
     raise AssertionError(f"thread {name} died") from error
 
 
-class Site:
+class Depot:
     """A place with an engine. What it makes carries a worker id of its own."""
 
     def __init__(self, place: Path, client: Client, task: str) -> None:
@@ -111,7 +110,7 @@ class Site:
         about.update(place=str(self.place), program=self.client.program, env=self.client.env)
         about.update(mark=self.client.mark, worker=self.worker)
         return subprocess.Popen(
-            [sys.executable, "-m", "tests.containers.sidecar_site", json.dumps(about)],
+            [sys.executable, "-m", "tests.containers.depot", json.dumps(about)],
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
@@ -160,23 +159,47 @@ class Site:
         text = self.calls.read_text() if self.calls.exists() else ""
         return sum(line.startswith(beginning) for line in text.splitlines())
 
-    def clear(self) -> None:
-        """Remove the marks and their volumes, as a test may leave them; nothing else may be there then."""
-        for name in self.named("mark"):
-            self.client.cli("rm", "--force", "--volumes", name)
-        for name in self.volumes():
-            self.client.cli("volume", "rm", name)
-
     def nothing_is_left(self) -> None:
         """The engine is as it was, not even a mark is there."""
         audit_back_to(self.client, self.before)
 
     def close(self) -> None:
-        """The marks may stay and their volumes; nothing else."""
-        self.clear()
-        for name in self.made:
-            self.client.cli("rmi", "--force", name, check=False)
+        """Marks may be there and their volumes; nothing else."""
+        if marks := self.named("mark"):
+            self.client.cli("rm", "--force", "--volumes", *marks)
+        if volumes := self.volumes():
+            self.client.cli("volume", "rm", *volumes)
+        if self.made:
+            self.client.cli("rmi", "--force", *self.made, check=False)
         audit_back_to(self.client, self.before)
+
+
+class Asking:
+    """A thread that asks for one mount."""
+
+    def __init__(self, act: Callable[[], str]) -> None:
+        self.mount = ""
+        self.error: Exception | None = None
+        self._act = act
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.mount = self._act()
+        except Exception as error:
+            self.error = error
+
+    def end(self) -> Asking:
+        """Block until it has its answer."""
+        self._thread.join(SAFETY)
+        assert not self._thread.is_alive()
+        return self
+
+
+def ask(sidecars: Sidecars, image: str, unit: Unit, path: str = "/agent", *, write: bool = False) -> str:
+    """One mount."""
+    return sidecars.mounts([Sidecar(image, path, write)], unit)[0]
 
 
 def both(*mounts: Sequence[str]) -> list[str]:
@@ -187,20 +210,11 @@ def both(*mounts: Sequence[str]) -> list[str]:
 def main(about: dict[str, Any]) -> None:
     """Ask for one mount and print it."""
     client = Client(about["program"], about["env"], about["mark"])
-    site = Site.__new__(Site)
-    site.place, site.client, site.worker = Path(about["place"]), client, about["worker"]
-    site.kind, site.calls = os.path.basename(client.program), site.place / "calls"
-    sidecars = site.sidecars(instance=about["instance"], wrapper=about["wrapper"])
-    unit = Unit("ab" * 8, about["instance"], Key("task", "run"))
-    print(*sidecars.mounts([Sidecar(about["image"], "/agent", about["private"])], unit))
-
-
-def cut_tar(length: int) -> bytes:
-    """For wrappers: nothing of a real tar but its first *length* bytes."""
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w"):
-        pass
-    return stream.getvalue()[:length]
+    depot = Depot.__new__(Depot)
+    depot.place, depot.client, depot.worker = Path(about["place"]), client, about["worker"]
+    depot.kind, depot.calls = os.path.basename(client.program), depot.place / "calls"
+    sidecars = depot.sidecars(instance=about["instance"], wrapper=about["wrapper"])
+    print(ask(sidecars, about["image"], depot.unit(), write=about["private"]))
 
 
 if __name__ == "__main__":
