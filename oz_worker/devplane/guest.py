@@ -145,7 +145,7 @@ class Guest:
 
     def _sweep(self) -> bool:
         """Remove what is there; whether there was anything."""
-        containers = [one.id for one in self._engine.containers(self._label)]
+        containers = self._words("ps", "--all", "--quiet", "--no-trunc", "--filter", self._label)
         if containers:
             self._engine.call("container", "rm", "--force", "--volumes", *containers)
         volumes = self._words("volume", "ls", "--quiet", "--filter", self._label)
@@ -161,7 +161,7 @@ class Guest:
         if not self._came:
             return True
         try:
-            running = [one.id for one in self._engine.containers(self._label) if one.lives]
+            running = self._words("ps", "--quiet", "--filter", self._label)
             if running:
                 self._engine.call("kill", *running)
         except EngineError as error:
