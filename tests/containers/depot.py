@@ -28,6 +28,10 @@ INSTANCE = f"a{os.getpid()}"
 HOLD = '{ : >"$PLACE/reached"; exec sleep 1000; }'
 """What a wrapper does at the point where its caller is to be met."""
 
+_UNTIL_GO = 'until [ -e "$PLACE/go" ]; do sleep 0.02; done'
+SLOW_COPY = f'[ "$1" != cp ] || {{ {{ head -c 1000; : >"$PLACE/reached"; {_UNTIL_GO}; cat; }} | "$REAL" "$@"; exit; }}'
+"""A copy that has begun, and goes on once the file `go` is there."""
+
 
 def _fail(name: str, error: BaseException) -> None:
     raise AssertionError(f"thread {name} died") from error
