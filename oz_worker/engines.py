@@ -44,7 +44,9 @@ def opened(engine: Engine) -> Facts:
     try:
         facts = engine.facts()
     except EngineError as error:
-        raise NotUsable(f"the {engine.kind} engine cannot be used: {error}. {_cure(error)}") from error
+        raise NotUsable(
+            f"the {engine.kind} engine cannot be used: {str(error).rstrip('.?')}. {_cure(error)}"
+        ) from error
     if facts.system != "linux" or facts.architecture not in ("amd64", "arm64"):
         is_what = f"{facts.system or 'unknown'}/{facts.architecture or 'unknown'}"
         raise NotUsable(f"the {engine.kind} engine runs {is_what} containers; agents need linux/amd64 or linux/arm64")

@@ -355,5 +355,6 @@ def _say(line: str) -> None:
         sys.stdout.write(f"{time.strftime('%H:%M:%S')} {line}\n")
         sys.stdout.flush()
     except OSError:
-        # `dev | head`, or a terminal that was closed: nobody listens any more, which is no reason to leave a worker behind half-way.
+        # `dev | head`, or a terminal that was closed: nobody listens any more, which is no reason to leave a worker
+        # behind half-way.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
