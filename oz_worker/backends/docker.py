@@ -25,7 +25,7 @@ from oz_worker.backends.container_watch import Ears, Watch
 from oz_worker.backends.environ import secrets_in, worker_environment
 from oz_worker.backends.patience import persist
 from oz_worker.containers import LABEL, Container, Engine, EngineDown, EngineError, NoSuch
-from oz_worker.engines import find_program, opened
+from oz_worker.engines import environment_for, find_program, opened
 from oz_worker.errors import Stopped, TaskFault
 from oz_worker.model import ExitFacts, Key
 from oz_worker.settings import DockerOptions
@@ -92,7 +92,7 @@ class Docker:
         self._engine = engine = Engine(
             options.engine,
             program,
-            environment=worker_environment(self._host),
+            environment=environment_for(options.engine, worker_environment(self._host)),
             instance=self._instance,
             timeout=options.command_timeout or _COMMAND_TIMEOUT,
         )
