@@ -28,11 +28,11 @@ class Orphans:
     `adopt` is called by one thread at a time, which alone touches `_absent_since`; everything else holds no state.
     """
 
-    def __init__(self, engine: Engine, labels: Mapping[str, str], absent_seconds: float = ABSENT_SECONDS) -> None:
+    def __init__(self, engine: Engine, labels: Mapping[str, str], absent_seconds: float | None = None) -> None:
         self._engine = engine
         self._labels = labels
         self._absent_since: dict[str, float] = {}  # by container id, monotonic
-        self.absent_seconds = absent_seconds
+        self.absent_seconds = ABSENT_SECONDS if absent_seconds is None else absent_seconds
 
     def ours(self, containers: Iterable[Container]) -> list[Container]:
         """The tasks among *containers* that this instance made or adopted, without those that another adopted."""

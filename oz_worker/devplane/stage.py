@@ -13,9 +13,12 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import Callable, Mapping
+from typing import Callable, Mapping, Sequence
 
 import psutil
+
+from oz_worker.devplane.guest import Guest
+from oz_worker.process import HELPER
 
 HERE = Path(__file__).resolve().parent
 STOP = ((signal.SIGTERM, 15.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0))
@@ -37,9 +40,10 @@ QUICK_LINK = {
 
 
 class Stage:
-    """A temporary directory (0700) with everything in it, and the worker that runs there."""
+    """A temporary directory (0700) with everything in it, the worker that runs there, and its *guest* in an engine."""
 
-    def __init__(self, *, backend: str, oz_path: str, quick: bool) -> None:
+    def __init__(self, *, backend: str, oz_path: str, quick: bool, guest: Guest | None = None) -> None:
+        self.guest = guest
         self.directory = Path(tempfile.mkdtemp(prefix="oz-dev-"))
         self.log = self.directory / "worker.log"
         self.worker: subprocess.Popen[bytes] | None = None
@@ -83,23 +87,30 @@ class Stage:
         return self.worker.poll()
 
     def leftovers(self) -> list[str]:
-        """What a worker that has stopped should have removed: workspaces that still stand."""
+        """What a worker that has stopped should have removed: workspaces and containers that still stand."""
+        if self.guest is not None:
+            return self.guest.tasks()
         places = self.directory / "workspaces"
         return sorted(place.name for place in places.iterdir() if place.name != ".oz-worker") if places.is_dir() else []
 
-    def clean_up(self, *, keep: bool) -> None:
-        """End what still runs from here and remove the directory, unless it is to be kept.
+    def clean_up(self, say: Callable[[str], None], *, keep: bool) -> bool:
+        """End what still runs from here and remove the rest, or keep it; whether that went well.
 
         A worker that stopped in order leaves no agents; one that was killed does, and dispatched ones are nobody's.
         """
         for act in ("terminate", *["kill"] * KILLS):  # again, for what was born between a look and its end
-            strays = _strays(self.directory)
+            strays = _strays(self.directory, [path.parent.name for path in self.directory.glob("state/*/lock")])
             for stray in strays:
                 with contextlib.suppress(psutil.Error):
                     getattr(stray, act)()
             psutil.wait_procs(strays, STRAY_SECONDS)
-        if not keep:
+        if keep:
+            say(f"kept: {self.directory}")
+        else:
             shutil.rmtree(self.directory, ignore_errors=True)
+        if self.guest is None:
+            return True
+        return self.guest.stay(say) if keep else self.guest.leave(say)
 
     def log_tail(self) -> str:
         """The end of the worker's log, whole lines."""
@@ -120,7 +131,7 @@ class Stage:
         wrapper.chmod(0o700)
         self._runs.mkdir(mode=0o700)
         config: dict[str, object] = {
-            "worker_id": "dev",
+            "worker_id": self.guest.worker_id if self.guest is not None else "dev",
             "state_dir": str(self.directory / "state"),
             "stop_grace": "2s",
             "backend": {backend: self._backend(backend, str(wrapper))},
@@ -130,6 +141,8 @@ class Stage:
         self._config.write_text(json.dumps(config, indent=2) + "\n")  # JSON is YAML
 
     def _backend(self, backend: str, wrapper: str) -> Mapping[str, object]:
+        if self.guest is not None:
+            return self.guest.section
         if backend == "direct":
             return {"workspace_root": str(self.directory / "workspaces"), "oz_path": wrapper}
         script = [sys.executable, "-I", "-S", str(HERE / "handover.py")]
@@ -139,18 +152,22 @@ class Stage:
         }
 
 
-def _strays(directory: Path) -> list[psutil.Process]:
-    """Living processes that work in *directory* or were told of it; never this one or what it came from."""
+def _strays(directory: Path, instances: Sequence[str]) -> list[psutil.Process]:
+    """Living processes that work in *directory*, were told of it, or are helpers of a worker of *instances*.
+
+    Never this one or what it came from.
+    """
     own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     found = []
     for process in psutil.process_iter():
         try:
             if process.pid in own or process.status() == psutil.STATUS_ZOMBIE:
                 continue
-            told = [process.cwd(), *process.environ().values()]
+            environment = process.environ()
+            told = [process.cwd(), *environment.values()]
         except (psutil.Error, OSError):
             continue  # gone meanwhile, or another user's
-        if any(str(directory) in value for value in told):
+        if environment.get(HELPER) in instances or any(str(directory) in value for value in told):
             found.append(process)
     return found
 

@@ -15,6 +15,7 @@ import sys
 import threading
 from typing import Any, Callable
 
+from oz_worker.backends import container_owner
 from oz_worker.cli import main
 from oz_worker.engine import upkeep
 
@@ -76,7 +77,8 @@ def threads() -> None:
 
 
 def quick() -> None:
-    """Every second."""
+    """Every second, and what has no owner for a second is an orphan."""
+    container_owner.ABSENT_SECONDS = 1.0
     upkeep.LOOK_SECONDS = 1.05
     upkeep.LATE_WRITES_SECONDS = 0.2
 
