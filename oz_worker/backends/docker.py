@@ -260,17 +260,21 @@ class Docker:
         self._ready.pop(unit.name, None)
         if keep:
             return ""
-        with self._lock:
-            self._gone[name] = None
-            for old in list(self._gone)[:-_REMEMBERED]:
-                del self._gone[old]
         troubles = [self._remove(name)]
+        if not troubles[0]:
+            self._note_gone(name)
         spec = unit.spec
         if spec is None or any(sidecar.read_write for sidecar in spec.sidecars):
             troubles.append(self._supplies.sidecars.drop_private(unit))
         if not any(troubles):  # what says that it exists goes last
             troubles.append(self._traces.forget(unit))
         return "; ".join(filter(None, troubles))
+
+    def _note_gone(self, name: str) -> None:
+        with self._lock:
+            self._gone[name] = None
+            for old in list(self._gone)[:-_REMEMBERED]:
+                del self._gone[old]
 
     def _remove(self, name: str) -> str:
         try:
@@ -331,8 +335,9 @@ class Docker:
     def _made(self, name: str) -> None:
         """A container that was removed here and exists all the same was made late, by a request of a dead program."""
         with self._lock:
-            stray = name in self._gone
-        if stray:
+            removed = name in self._gone
+        # What tells of it may be older than its removal: only one that exists now is another one.
+        if removed and self._inspect(name) is not None:
             logger.warning("removing %s, which was made after its task had ended", name)
             self._remove(name)
 
