@@ -25,7 +25,7 @@ from oz_worker.backends.container_watch import Ears, Watch
 from oz_worker.backends.environ import secrets_in, worker_environment
 from oz_worker.backends.patience import persist
 from oz_worker.containers import LABEL, Container, Engine, EngineDown, EngineError, NoSuch
-from oz_worker.engines import find_program, opened
+from oz_worker.engines import environment_for, find_program, opened
 from oz_worker.errors import Stopped, TaskFault
 from oz_worker.model import ExitFacts, Key
 from oz_worker.settings import DockerOptions
@@ -92,7 +92,7 @@ class Docker:
         self._engine = engine = Engine(
             options.engine,
             program,
-            environment=worker_environment(self._host),
+            environment=environment_for(options.engine, worker_environment(self._host)),
             instance=self._instance,
             timeout=options.command_timeout or _COMMAND_TIMEOUT,
         )
@@ -260,17 +260,21 @@ class Docker:
         self._ready.pop(unit.name, None)
         if keep:
             return ""
-        with self._lock:
-            self._gone[name] = None
-            for old in list(self._gone)[:-_REMEMBERED]:
-                del self._gone[old]
         troubles = [self._remove(name)]
+        if not troubles[0]:
+            self._note_gone(name)
         spec = unit.spec
         if spec is None or any(sidecar.read_write for sidecar in spec.sidecars):
             troubles.append(self._supplies.sidecars.drop_private(unit))
         if not any(troubles):  # what says that it exists goes last
             troubles.append(self._traces.forget(unit))
         return "; ".join(filter(None, troubles))
+
+    def _note_gone(self, name: str) -> None:
+        with self._lock:
+            self._gone[name] = None
+            for old in list(self._gone)[:-_REMEMBERED]:
+                del self._gone[old]
 
     def _remove(self, name: str) -> str:
         try:
@@ -331,8 +335,9 @@ class Docker:
     def _made(self, name: str) -> None:
         """A container that was removed here and exists all the same was made late, by a request of a dead program."""
         with self._lock:
-            stray = name in self._gone
-        if stray:
+            removed = name in self._gone
+        # What tells of it may be older than its removal: only one that exists now is another one.
+        if removed and self._inspect(name) is not None:
             logger.warning("removing %s, which was made after its task had ended", name)
             self._remove(name)
 
