@@ -13,12 +13,11 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import Callable, Mapping, Sequence
+from typing import Callable, Mapping
 
 import psutil
 
 from oz_worker.devplane.guest import Guest
-from oz_worker.process import HELPER
 
 HERE = Path(__file__).resolve().parent
 STOP = ((signal.SIGTERM, 15.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0))
@@ -55,10 +54,14 @@ class Stage:
         """Start the worker; *on_end* is called with its exit code, on a thread of its own."""
         command = [sys.executable, "-m", "oz_worker", "--config-file", str(self._config)]
         command += ["--web-socket-url", url, "--server-root-url", root_url]
+        environment = _environment(key)
+        if self.guest is not None:
+            # Where an engine's program leaves what it forgets, and by which one that outlives a kill -9 is found.
+            environment["TMPDIR"] = str(self.directory)
         with open(self.log, "ab") as log:
             worker = subprocess.Popen(
                 command,
-                env=_environment(key),
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -99,7 +102,7 @@ class Stage:
         A worker that stopped in order leaves no agents; one that was killed does, and dispatched ones are nobody's.
         """
         for act in ("terminate", *["kill"] * KILLS):  # again, for what was born between a look and its end
-            strays = _strays(self.directory, [path.parent.name for path in self.directory.glob("state/*/lock")])
+            strays = _strays(self.directory)
             for stray in strays:
                 with contextlib.suppress(psutil.Error):
                     getattr(stray, act)()
@@ -152,22 +155,18 @@ class Stage:
         }
 
 
-def _strays(directory: Path, instances: Sequence[str]) -> list[psutil.Process]:
-    """Living processes that work in *directory*, were told of it, or are helpers of a worker of *instances*.
-
-    Never this one or what it came from.
-    """
+def _strays(directory: Path) -> list[psutil.Process]:
+    """Living processes that work in *directory* or were told of it; never this one or what it came from."""
     own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     found = []
     for process in psutil.process_iter():
         try:
             if process.pid in own or process.status() == psutil.STATUS_ZOMBIE:
                 continue
-            environment = process.environ()
-            told = [process.cwd(), *environment.values()]
+            told = [process.cwd(), *process.environ().values()]
         except (psutil.Error, OSError):
             continue  # gone meanwhile, or another user's
-        if environment.get(HELPER) in instances or any(str(directory) in value for value in told):
+        if any(str(directory) in value for value in told):
             found.append(process)
     return found
 

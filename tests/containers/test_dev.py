@@ -22,7 +22,18 @@ __all__ = ["dev"]
 
 @pytest.fixture
 def clean(engine: Client) -> Iterator[Client]:
-    """The engine, which must hold at the end what it held before, images included."""
+    """The engine, which must hold at the end what it held before."""
+    yield from unchanged(engine)
+
+
+@pytest.fixture
+def clean_podman(podman: Client) -> Iterator[Client]:
+    """The same of Podman."""
+    yield from unchanged(podman)
+
+
+def unchanged(engine: Client) -> Iterator[Client]:
+    """Lend an engine and count, images included, before and after."""
     before, images = census(engine), engine.ids("images", "--all", "--quiet", "--no-trunc")
     yield engine
     audit_back_to(engine, before)
@@ -47,11 +58,12 @@ def test_a_task_runs_in_a_container_made_of_this_machine(dev: Any, clean: Client
     assert nobody_left(tmp_path)
 
 
-def test_a_script_that_fails_is_exit_1(dev: Any, clean: Client, tmp_path: Path) -> None:
-    code, out = dev("--backend", "docker", "--engine", "docker", "--", "echo so far; exit 3", env=clean.env).end()
+def test_a_script_that_fails_in_podman_is_exit_1(dev: Any, clean_podman: Client, tmp_path: Path) -> None:
+    options = ("--backend", "docker", "--engine", "podman")
+    code, out = dev(*options, "--", "echo so far; exit 3", env=clean_podman.env).end()
     assert (code, printed(out)) == (1, ["so far"])
     assert "exit code 3" in out
-    assert "removed from docker" in out
+    assert "removed from podman" in out
     assert nothing_left(tmp_path)
 
 
@@ -79,9 +91,11 @@ def test_a_terminal_that_is_closed_while_the_image_is_made(dev: Any, clean: Clie
     assert nothing_left(tmp_path)
 
 
-def test_a_killed_worker_leaves_nothing_behind(dev: Any, clean: Client, tmp_path: Path) -> None:
+@pytest.mark.parametrize("moment", ["claimed", r"\| up"])
+def test_a_killed_worker_leaves_nothing_behind(dev: Any, clean: Client, tmp_path: Path, moment: str) -> None:
+    """Neither a container that runs, nor what its programs were making just then."""
     call = dev("--backend", "docker", "--", "echo up; sleep 100", env=clean.env)
-    call.line(r"\| up")
+    call.line(moment)
     [lock] = tmp_path.glob("oz-dev-*/state/*/lock")
     os.kill(json.loads(lock.read_text())["pid"], signal.SIGKILL)
     code, out = call.end()
