@@ -23,7 +23,7 @@ from oz_worker.backends.container_supplies import Ready, Supplies
 from oz_worker.backends.container_traces import Traces
 from oz_worker.backends.container_watch import Ears, Watch
 from oz_worker.backends.environ import secrets_in, worker_environment
-from oz_worker.backends.patience import persist
+from oz_worker.backends.patience import Patience
 from oz_worker.containers import LABEL, Container, Engine, EngineDown, EngineError, NoSuch
 from oz_worker.engines import environment_for, find_program, opened
 from oz_worker.errors import Stopped, TaskFault
@@ -100,12 +100,20 @@ class Docker:
         owner = own_container(engine)
         self._labels = {"instance": self._instance, "worker": self._worker_id, **({"owner": owner} if owner else {})}
         platform = f"{self._facts.system}/{self._facts.architecture}"
+        # What a unit finds out is no news to wait 30 s for: new work is refused from then on.
+        self._patience = Patience(options.engine_down_timeout, lambda: self._watch.look())
         self._supplies = Supplies(
-            engine, options, platform, labels=self._labels, directory=self._directory, on_death=self._on_death
+            engine,
+            options,
+            platform,
+            patience=self._patience,
+            labels=self._labels,
+            directory=self._directory,
+            on_death=self._on_death,
         )
         self._traces = Traces(self._directory, self._worker_id)
         self._traces.open()
-        self._starter = Starter(engine, options.engine_down_timeout)
+        self._starter = Starter(engine, self._patience)
         self._stopper = Stopper(engine, self._starter.fence)
         self._output = ContainerOutput(engine, self._traces, self._log_max)
         self._orphans = Orphans(engine, self._labels)
@@ -212,7 +220,7 @@ class Docker:
     def attach(self, unit: Unit) -> None:
         """Take up a container of an earlier process; one that was only created is fenced (rule 5)."""
         try:
-            persist(lambda: self._attach(unit), unit, self._options.engine_down_timeout)
+            self._patience.persist(lambda: self._attach(unit), unit)
         except Stopped:
             return  # `stop` is next
         except EngineError as error:
