@@ -146,10 +146,9 @@ def test_run_is_the_command_when_none_is_named() -> None:
 
 def test_dev_gets_what_was_asked_for() -> None:
     words = "dev --backend command --count 3 --cancel-after 1.5s --serve --listen 127.0.0.1:0 --scenario cut --keep"
-    parsed = flags.parse([*words.split(), "--engine", "podman", "--oz-path", "oz", "--", "echo --count", "--", "x"])
+    parsed = flags.parse([*words.split(), "--oz-path", "oz", "--", "echo --count", "--", "x"])
     assert dev_values(parsed, {}) == {
         "backend": "command",
-        "engine": "podman",
         "count": 3,
         "cancel_after": 1.5,
         "serve": True,
