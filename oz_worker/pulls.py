@@ -135,7 +135,7 @@ def pull(engine: Engine, wanted: Pull, interrupt: int) -> None:
     """
     chosen = ["--platform", wanted.platform] if wanted.platform else []
     try:
-        with _room(engine) as room:
+        with room(engine) as room:
             ending = progress.watch(
                 [engine.program, "pull", *chosen, "--", wanted.reference],
                 environment={**engine.environment, **_QUIET_CLI, **room},
@@ -212,14 +212,14 @@ def _registry(reference: str) -> str:
 
 
 @contextlib.contextmanager
-def _room(engine: Engine) -> Iterator[Mapping[str, str]]:
-    """The variables that give podman a place for half-read layers: it leaves them behind when it is stopped."""
+def room(engine: Engine) -> Iterator[Mapping[str, str]]:
+    """The variables that give podman a temporary place, gone afterwards: what it began to read or copy it leaves there."""
     above = engine.pull_directory()
     if not above:
         yield {}
         return
     try:
-        place = tempfile.TemporaryDirectory(prefix="oz-pull-", dir=above, ignore_cleanup_errors=True)
+        place = tempfile.TemporaryDirectory(prefix="oz-podman-", dir=above, ignore_cleanup_errors=True)
     except OSError:  # podman will say what is wrong with it
         yield {}
         return

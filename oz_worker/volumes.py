@@ -12,6 +12,7 @@ from typing import Any, Mapping, NamedTuple
 from oz_worker import pipeline
 from oz_worker.containers import LABEL, Engine, EngineDown, EngineError, Interrupted, NoSuch, labelled
 from oz_worker.process import SpawnError
+from oz_worker.pulls import room
 from oz_worker.timing import format_duration
 
 _PLACE = "/.oz-volume"
@@ -104,15 +105,16 @@ class Volumes:
         engine = self._engine
         keep_owners = ["--archive=false"] if engine.kind == "podman" else []  # podman gives all to its user otherwise
         try:
-            flow = pipeline.join(
-                [engine.program, "export", source],
-                [engine.program, "cp", *keep_owners, "-", f"{holder}:{_PLACE}"],
-                environment=engine.environment,
-                instance=engine.instance,
-                timeout=timeout,
-                last=len(_END),
-                interrupt=interrupt,
-            )
+            with room(engine) as place:
+                flow = pipeline.join(
+                    [engine.program, "export", source],
+                    [engine.program, "cp", *keep_owners, "-", f"{holder}:{_PLACE}"],
+                    environment={**engine.environment, **place},
+                    instance=engine.instance,
+                    timeout=timeout,
+                    last=len(_END),
+                    interrupt=interrupt,
+                )
         except SpawnError as error:
             raise EngineError(str(error)) from error
         try:
