@@ -135,10 +135,10 @@ def pull(engine: Engine, wanted: Pull, interrupt: int) -> None:
     """
     chosen = ["--platform", wanted.platform] if wanted.platform else []
     try:
-        with room(engine) as room:
+        with room(engine) as place:
             ending = progress.watch(
                 [engine.program, "pull", *chosen, "--", wanted.reference],
-                environment={**engine.environment, **_QUIET_CLI, **room},
+                environment={**engine.environment, **_QUIET_CLI, **place},
                 instance=engine.instance,
                 timeout=wanted.timeout,
                 quiet=wanted.quiet,
@@ -213,7 +213,7 @@ def _registry(reference: str) -> str:
 
 @contextlib.contextmanager
 def room(engine: Engine) -> Iterator[Mapping[str, str]]:
-    """The variables that give podman a temporary place, gone afterwards: what it began to read or copy it leaves there."""
+    """The variables that give podman a temporary place, gone afterwards with what it leaves there."""
     above = engine.pull_directory()
     if not above:
         yield {}
