@@ -15,6 +15,7 @@ from oz_worker.backends.base import Backend, Unit
 from oz_worker.errors import Stopped, TaskFault
 from oz_worker.model import Cause
 from tests.containers.docker_site import DockerSite
+from tests.engines.images import load_images
 from tests.hosting import INSTANCE, PATIENCE, Stage, eventually, marked
 
 
@@ -70,11 +71,20 @@ def docker_site(root: Path, request: pytest.FixtureRequest) -> Site:
     return DockerSite(root, request.getfixturevalue("engine"), request.getfixturevalue("images"))
 
 
+def podman_site(root: Path, request: pytest.FixtureRequest) -> Site:
+    """The same backend over Podman."""
+    podman = request.getfixturevalue("podman")
+    site = DockerSite(root, podman, load_images(podman))
+    site.options["engine"] = "podman"
+    return site
+
+
 SITES: dict[str, Callable[[Path, pytest.FixtureRequest], Site]] = {
     "direct-cgroup": lambda root, _request: DirectSite(root, "auto"),
     "direct-swept": lambda root, _request: DirectSite(root, "off"),
     "command": lambda root, _request: CommandSite(root),
     "docker": docker_site,
+    "podman": podman_site,
 }
 
 
