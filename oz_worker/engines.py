@@ -26,20 +26,42 @@ def find_program(kind: str, path: str, environment: Mapping[str, str]) -> str:
     return found
 
 
+def environment_for(kind: str, environment: Mapping[str, str], default: str = "/var/run/docker.sock") -> dict[str, str]:
+    """*environment* for the engine's program, with what it would not find by itself: a rootless engine's socket.
+
+    Documented of the existing worker, whose client looks there; the docker program does so only by a context.
+    """
+    chosen = kind != "docker" or environment.get("DOCKER_HOST") or _context(environment) or os.path.exists(default)
+    candidates = [
+        os.path.join(environment[name], tail)
+        for name, tail in (("HOME", ".docker/run/docker.sock"), ("XDG_RUNTIME_DIR", "docker.sock"))
+        if environment.get(name)
+    ]
+    found = "" if chosen else next(filter(os.path.exists, candidates), "")
+    return {**environment, **({"DOCKER_HOST": f"unix://{found}"} if found else {})}
+
+
 def endpoint_of(kind: str, environment: Mapping[str, str]) -> str:
     """Which engine the program will talk to, by its own rules: the variable, the context, else the default."""
-    host = environment.get("CONTAINER_HOST" if kind == "podman" else "DOCKER_HOST", "")
-    if host or kind == "podman":
-        return f"{kind} {host or 'of this host'}"
-    context = environment.get("DOCKER_CONTEXT", "")
-    if not context:
+    if kind == "podman":
+        return f"podman {environment.get('CONTAINER_HOST') or 'of this host'}"
+    if host := environment_for(kind, environment).get("DOCKER_HOST"):
+        return f"docker {host}"
+    context = _context(environment)
+    return f"docker context {context}" if context else "docker of this host"
+
+
+def _context(environment: Mapping[str, str]) -> str:
+    """The docker context that is chosen by variable or configuration file, "" for the default one."""
+    chosen = environment.get("DOCKER_CONTEXT", "")
+    if not chosen:
         folder = environment.get("DOCKER_CONFIG") or os.path.join(environment.get("HOME", "/"), ".docker")
         try:
             with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
-                context = str(json.load(file).get("currentContext", ""))
+                chosen = str(json.load(file).get("currentContext", ""))
         except (OSError, ValueError, AttributeError):
-            context = ""
-    return f"{kind} context {context}" if context not in ("", "default") else f"{kind} of this host"
+            return ""
+    return "" if chosen == "default" else chosen
 
 
 def opened(engine: Engine) -> Facts:
@@ -47,7 +69,9 @@ def opened(engine: Engine) -> Facts:
     try:
         facts = engine.facts()
     except EngineError as error:
-        raise NotUsable(f"the {engine.kind} engine cannot be used: {error}. {_cure(engine, error)}") from error
+        raise NotUsable(
+            f"the {engine.kind} engine cannot be used: {str(error).rstrip('.?')}. {_cure(engine, error)}"
+        ) from error
     if facts.system != "linux" or facts.architecture not in ("amd64", "arm64"):
         is_what = f"{facts.system or 'unknown'}/{facts.architecture or 'unknown'}"
         raise NotUsable(f"the {engine.kind} engine runs {is_what} containers; agents need linux/amd64 or linux/arm64")

@@ -115,7 +115,13 @@ class Volumes:
             )
         except SpawnError as error:
             raise EngineError(str(error)) from error
-        self._judge(flow, timeout)
+        try:
+            self._judge(flow, timeout)
+        except EngineDown:
+            raise
+        except EngineError:
+            engine.call("version")  # `cp` says "must be a directory" where the engine has just died
+            raise
 
     def _judge(self, flow: pipeline.Flow, timeout: float) -> None:
         """Raises EngineError unless both ended well and the tar is whole."""

@@ -112,6 +112,9 @@ def held(place: Place, counts: tuple[int, ...]) -> tuple[dict[int, float], float
     """Resident MiB of the worker with so many running containers, and its processes for each of the most."""
     found: dict[int, float] = {}
     with ground(place) as here, here.worker() as worker:
+        while here.engine.ids("ps", "--all", "--quiet", "--filter", "label=oz-worker.role=task"):
+            time.sleep(0.1)  # until the first task is removed and its `docker rm` with it
+        time.sleep(1.0)
         idle = rig.descendants(worker.pid)
         running = 0
         for count in counts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import ssl
 from pathlib import Path
 from typing import Iterator, NamedTuple
@@ -18,6 +19,10 @@ from tests.engines.fixtures import own_registry as own_registry
 from tests.engines.fixtures import podman as podman
 from tests.engines.fixtures import registry as registry
 from tests.rig import Rig
+
+for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:  # a shell's `&` and nohup make everything we start deaf to it
+        signal.signal(_number, _handler)
 
 
 class Certificates(NamedTuple):

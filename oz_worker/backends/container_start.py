@@ -10,7 +10,7 @@ import logging
 
 from oz_worker.backends.base import Unit
 from oz_worker.backends.container_order import Order, container_name
-from oz_worker.backends.patience import persist
+from oz_worker.backends.patience import Patience
 from oz_worker.containers import Container, Engine, EngineDown, EngineError, Interrupted, NameTaken, NoSuch
 from oz_worker.errors import OzWorkerError, Stopped
 
@@ -37,9 +37,9 @@ class Foreign(OzWorkerError):
 class Starter:
     """Runs orders. Safe from any thread: it has no state but its options."""
 
-    def __init__(self, engine: Engine, limit: float) -> None:
+    def __init__(self, engine: Engine, patience: Patience) -> None:
         self._engine = engine
-        self._limit = limit
+        self._patience = patience
 
     def run(self, unit: Unit, order: Order) -> None:
         """Return once the container of *unit* runs, or has run. Blocks in the engine's program.
@@ -47,7 +47,7 @@ class Starter:
         The unit's stop order ends the program at once. Raises Stopped then (what may have been made is the caller's
         to end), StartFailed, Foreign, or EngineDown when the engine did not answer within its limit.
         """
-        persist(lambda: self._try(unit, order), unit, self._limit)
+        self._patience.persist(lambda: self._try(unit, order), unit)
 
     def _try(self, unit: Unit, order: Order) -> None:
         try:

@@ -7,7 +7,7 @@ from typing import Mapping, NamedTuple, Sequence
 
 from oz_worker.backends.base import Unit
 from oz_worker.backends.images import Images, ImageUnusable
-from oz_worker.backends.patience import persist
+from oz_worker.backends.patience import Patience
 from oz_worker.backends.resolution import image_of, sidecars_of
 from oz_worker.backends.sidecars import Sidecars, SidecarUnusable
 from oz_worker.containers import Engine, EngineError
@@ -33,11 +33,13 @@ class Supplies:
         options: DockerOptions,
         platform: str,
         *,
+        patience: Patience,
         labels: Mapping[str, str],
         directory: Path,
         on_death: OnDeath,
     ) -> None:
         self._options = options
+        self._patience = patience
         self.images = Images(
             engine,
             policy=options.image_pull_policy,
@@ -69,9 +71,9 @@ class Supplies:
         wanted = sidecars_of(spec, options.sidecar_image, options.coding_cli_sidecars)
         reason = Reason.IMAGE_PULL
         try:
-            persist(lambda: self.images.ready(image, unit), unit, options.engine_down_timeout)
+            self._patience.persist(lambda: self.images.ready(image, unit), unit)
             reason = Reason.SIDECAR_PREP
-            mounts = persist(lambda: self.sidecars.mounts(wanted, unit), unit, options.engine_down_timeout)
+            mounts = self._patience.persist(lambda: self.sidecars.mounts(wanted, unit), unit)
         except (ImageUnusable, SidecarUnusable, EngineError) as error:
             raise TaskFault(ExitFacts(reason=reason, detail=str(error), agent_started=False)) from error
         return Ready(image, mounts)

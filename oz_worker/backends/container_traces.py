@@ -9,12 +9,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from oz_worker.backends import unit_root
 from oz_worker.backends.base import Found, Unit
 from oz_worker.backends.workspace import remove_tree
 from oz_worker.detached import UnitDirectory
-from oz_worker.errors import NotUsable
-from oz_worker.model import Key
-from oz_worker.unreadable import patiently
 
 _STARTED = "started"
 
@@ -28,12 +26,7 @@ class Traces:
 
     def open(self) -> None:
         """Make the directory of units. Raises NotUsable."""
-        try:
-            os.makedirs(self._root, mode=0o700, exist_ok=True)
-        except OSError as error:
-            raise NotUsable(
-                f"{self._root} cannot be made: {error.strerror}; choose another state_dir or free space"
-            ) from error
+        unit_root.make(self._root)
 
     def directory(self, unit: Unit) -> UnitDirectory:
         """Where the files of *unit* are."""
@@ -54,12 +47,7 @@ class Traces:
 
     def list(self) -> list[Found]:
         """The units that have a directory. Raises Unreadable."""
-        found = []
-        for path in sorted(self._root.iterdir()) if self._root.is_dir() else ():
-            facts = patiently(UnitDirectory(path).facts)
-            if facts is not None and isinstance(facts.get("task_id"), str):
-                found.append(Found(path.name, Key(facts["task_id"], str(facts.get("execution_id", "")))))
-        return found
+        return unit_root.found(unit_root.directories(self._root))
 
     def forget(self, unit: Unit) -> str:
         """Remove the directory; one sentence about what is left."""

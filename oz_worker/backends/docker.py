@@ -23,9 +23,9 @@ from oz_worker.backends.container_supplies import Ready, Supplies
 from oz_worker.backends.container_traces import Traces
 from oz_worker.backends.container_watch import Ears, Watch
 from oz_worker.backends.environ import secrets_in, worker_environment
-from oz_worker.backends.patience import persist
+from oz_worker.backends.patience import Patience
 from oz_worker.containers import LABEL, Container, Engine, EngineDown, EngineError, NoSuch
-from oz_worker.engines import find_program, opened
+from oz_worker.engines import environment_for, find_program, opened
 from oz_worker.errors import Stopped, TaskFault
 from oz_worker.model import ExitFacts, Key
 from oz_worker.settings import DockerOptions
@@ -92,7 +92,7 @@ class Docker:
         self._engine = engine = Engine(
             options.engine,
             program,
-            environment=worker_environment(self._host),
+            environment=environment_for(options.engine, worker_environment(self._host)),
             instance=self._instance,
             timeout=options.command_timeout or _COMMAND_TIMEOUT,
         )
@@ -100,12 +100,20 @@ class Docker:
         owner = own_container(engine)
         self._labels = {"instance": self._instance, "worker": self._worker_id, **({"owner": owner} if owner else {})}
         platform = f"{self._facts.system}/{self._facts.architecture}"
+        # What a unit finds out is no news to wait 30 s for: new work is refused from then on.
+        self._patience = Patience(options.engine_down_timeout, lambda: self._watch.look())
         self._supplies = Supplies(
-            engine, options, platform, labels=self._labels, directory=self._directory, on_death=self._on_death
+            engine,
+            options,
+            platform,
+            patience=self._patience,
+            labels=self._labels,
+            directory=self._directory,
+            on_death=self._on_death,
         )
         self._traces = Traces(self._directory, self._worker_id)
         self._traces.open()
-        self._starter = Starter(engine, options.engine_down_timeout)
+        self._starter = Starter(engine, self._patience)
         self._stopper = Stopper(engine, self._starter.fence)
         self._output = ContainerOutput(engine, self._traces, self._log_max)
         self._orphans = Orphans(engine, self._labels)
@@ -212,7 +220,7 @@ class Docker:
     def attach(self, unit: Unit) -> None:
         """Take up a container of an earlier process; one that was only created is fenced (rule 5)."""
         try:
-            persist(lambda: self._attach(unit), unit, self._options.engine_down_timeout)
+            self._patience.persist(lambda: self._attach(unit), unit)
         except Stopped:
             return  # `stop` is next
         except EngineError as error:
@@ -260,17 +268,21 @@ class Docker:
         self._ready.pop(unit.name, None)
         if keep:
             return ""
-        with self._lock:
-            self._gone[name] = None
-            for old in list(self._gone)[:-_REMEMBERED]:
-                del self._gone[old]
         troubles = [self._remove(name)]
+        if not troubles[0]:
+            self._note_gone(name)
         spec = unit.spec
         if spec is None or any(sidecar.read_write for sidecar in spec.sidecars):
             troubles.append(self._supplies.sidecars.drop_private(unit))
         if not any(troubles):  # what says that it exists goes last
             troubles.append(self._traces.forget(unit))
         return "; ".join(filter(None, troubles))
+
+    def _note_gone(self, name: str) -> None:
+        with self._lock:
+            self._gone[name] = None
+            for old in list(self._gone)[:-_REMEMBERED]:
+                del self._gone[old]
 
     def _remove(self, name: str) -> str:
         try:
@@ -331,8 +343,9 @@ class Docker:
     def _made(self, name: str) -> None:
         """A container that was removed here and exists all the same was made late, by a request of a dead program."""
         with self._lock:
-            stray = name in self._gone
-        if stray:
+            removed = name in self._gone
+        # What tells of it may be older than its removal: only one that exists now is another one.
+        if removed and self._inspect(name) is not None:
             logger.warning("removing %s, which was made after its task had ended", name)
             self._remove(name)
 

@@ -9,16 +9,15 @@ import time
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
+from oz_worker.backends import unit_root
 from oz_worker.backends.base import PROOF_SECONDS, Found, Unit
 from oz_worker.backends.output import OutputFiles
 from oz_worker.backends.workspace import remove_tree
 from oz_worker.cgroup import Cgroup, cgroup_base
 from oz_worker.detached import AGENT, Launch, UnitDirectory, launch
-from oz_worker.errors import NotUsable
 from oz_worker.limits import raise_open_files
-from oz_worker.model import Key
 from oz_worker.tree import MARK, Processes, Tree, end_helpers
-from oz_worker.unreadable import patiently, unreadable
+from oz_worker.unreadable import patiently
 from oz_worker.watcher import Watcher, become_subreaper
 
 logger = logging.getLogger(__name__)
@@ -79,12 +78,7 @@ class LocalUnits:
 
     def open(self) -> None:
         """Make the directory of units and start the watcher. Raises NotUsable."""
-        try:
-            os.makedirs(self._root, mode=0o700, exist_ok=True)
-        except OSError as error:
-            raise NotUsable(
-                f"{self._root} cannot be made: {error.strerror}; choose another state_dir or free space"
-            ) from error
+        unit_root.make(self._root)
         raise_open_files()
         become_subreaper()
         self._cgroups = cgroup_base()  # also where none are made: an earlier worker may have left some
@@ -201,7 +195,7 @@ class LocalUnits:
         if helpers:
             logger.info("ended %d helper processes of an earlier worker", helpers)
         found = self.units()
-        directories = self._directories()
+        directories = unit_root.directories(self._root)
         for path in self._cgroups.glob(f"oz-{self.instance}-*") if self._cgroups else ():
             if self._root / path.name.rpartition("-")[2] not in directories:
                 Cgroup(path).remove()
@@ -215,23 +209,7 @@ class LocalUnits:
 
     def units(self) -> list[Found]:
         """List the units that have a directory, touching nothing. Raises Unreadable rather than leave one out."""
-        found = []
-        for path in sorted(self._directories()):
-            facts = patiently(UnitDirectory(path).facts)
-            if facts is not None and isinstance(facts.get("task_id"), str):
-                found.append(Found(path.name, Key(facts["task_id"], str(facts.get("execution_id", "")))))
-        return found
-
-    def _directories(self) -> set[Path]:
-        return patiently(self._list)
-
-    def _list(self) -> set[Path]:
-        try:
-            return set(self._root.iterdir())
-        except FileNotFoundError:
-            return set()
-        except OSError as error:
-            raise unreadable(str(self._root), error) from error
+        return unit_root.found(unit_root.directories(self._root))
 
     def _cgroup_of(self, name: str) -> Path | None:
         return self._cgroups / f"oz-{self.instance}-{name}" if self._cgroups else None

@@ -16,24 +16,35 @@ FIRST, LONGEST = 0.25, 5.0
 T = TypeVar("T")
 
 
-def persist(act: Callable[[], T], unit: Unit, limit: float) -> T:
-    """What *act* returns; tried again while it raises EngineDown, for *limit* seconds (0: for ever).
+class Patience:
+    """For how many seconds an engine that does not answer is waited for (0: for ever), and who hears of it at once.
 
-    Blocks in *act* and in the unit's condition. Raises Stopped when the unit is ordered to stop, and the last
-    EngineDown once the limit has passed.
+    Safe from any thread. *heard* must not block.
     """
-    deadline = Deadline(limit) if limit else None
-    pause, said = FIRST, False
-    while True:
-        try:
-            return act()
-        except EngineDown as error:
-            if unit.cause is None and deadline is not None and deadline.passed():
-                raise
-            if not said:
-                logger.warning("unit %s waits for the engine: %s", unit.name, error)
-            said = True
-        unit.wait_until(lambda: unit.cause is not None, pause)
-        if unit.cause is not None:
-            raise Stopped(f"unit {unit.name} was stopped while it waited for the engine")
-        pause = min(pause * 2, LONGEST)
+
+    def __init__(self, limit: float, heard: Callable[[], None]) -> None:
+        self.limit = limit
+        self._heard = heard
+
+    def persist(self, act: Callable[[], T], unit: Unit) -> T:
+        """What *act* returns; tried again while it raises EngineDown, within the limit.
+
+        Blocks in *act* and in the unit's condition. Raises Stopped when the unit is ordered to stop, and the last
+        EngineDown once the limit has passed.
+        """
+        deadline = Deadline(self.limit) if self.limit else None
+        pause, said = FIRST, False
+        while True:
+            try:
+                return act()
+            except EngineDown as error:
+                self._heard()
+                if unit.cause is None and deadline is not None and deadline.passed():
+                    raise
+                if not said:
+                    logger.warning("unit %s waits for the engine: %s", unit.name, error)
+                said = True
+            unit.wait_until(lambda: unit.cause is not None, pause)
+            if unit.cause is not None:
+                raise Stopped(f"unit {unit.name} was stopped while it waited for the engine")
+            pause = min(pause * 2, LONGEST)

@@ -52,12 +52,13 @@ class Shared(Generic[K, V]):
         unit.wait_until(lambda: job.done or unit.cause is not None)
         with self._lock:
             job.waiting.discard(unit)
-            abandoned = not job.waiting and not job.done
+            done = job.done  # from now on: what an abandoned run still says is no answer
+            abandoned = not job.waiting and not done
             if abandoned and self._jobs.get(key) is job:
                 del self._jobs[key]  # who comes from now on begins anew
         if abandoned:
             job.waker.wake()
-        if not job.done:
+        if not done:
             raise Stopped(f"unit {unit.name} was stopped while it waited")
         if job.error is not None:
             raise job.error

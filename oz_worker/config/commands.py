@@ -57,6 +57,7 @@ def dev_values(arguments: argparse.Namespace, environ: Mapping[str, str]) -> dic
 
     values = {
         "backend": value("backend", kinds.choice(*schema.BACKENDS), "direct"),
+        "engine": value("engine", schema.DOCKER["engine"], ""),
         "count": value("count", kinds.whole(1, 100_000), 1),
         "cancel_after": value("cancel_after", kinds.duration, None),
         "serve": arguments.serve,

@@ -84,7 +84,8 @@ _PER_COMMAND = {
     "drain": (*_LOOKING, _Flag(("--wait",), "wait until it has exited, at most so long", "DURATION")),
     "logs": _LOOKING[:4],
     "dev": (
-        _Flag(("--backend",), "direct or command", "NAME"),
+        _Flag(("--backend",), "direct, command or docker", "NAME"),
+        _Flag(("--engine",), "docker or podman, for --backend docker", "NAME"),
         _Flag(("--count",), "how many tasks", "N"),
         _Flag(("--cancel-after",), "cancel each task after so long", "DURATION"),
         _Flag(("--serve",), "keep the control plane up until a signal"),

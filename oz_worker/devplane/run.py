@@ -29,8 +29,9 @@ MOST_TASKS = 100_000
 CONNECT_SECONDS = 60.0
 CLOSE_SECONDS = 60.0
 CANCEL_AGAIN_SECONDS = 0.2
-BACKENDS = ("direct", "command")
-LATER = ("docker", "kubernetes")
+BACKENDS = ("direct", "command", "docker")
+LATER = ("kubernetes",)
+ENGINES = ("docker", "podman")
 QUIET = ("time", "submitted", "sent", "acknowledged", "signal", "worker ended")
 SCENARIO_NAMES = ("half-open", "cut", "refuse", "garbage", "slow")
 
@@ -40,6 +41,7 @@ class DevOptions:
     """The flags of `dev` (names.md). *cancel_after* is seconds from each task's claim, None: never."""
 
     backend: str = "direct"
+    engine: str = ""
     count: int = 1
     cancel_after: float | None = None
     serve: bool = False
@@ -73,9 +75,15 @@ def _judge(options: DevOptions) -> tuple[str, int]:
     """Host and port to listen on. Raises with every mistake of the options at once."""
     problems = []
     if options.backend in LATER:
-        raise NotUsable(f"dev --backend {options.backend}: not in this version; use --backend direct or command")
+        raise NotUsable(
+            f"dev --backend {options.backend}: not in this version; use --backend direct, command or docker"
+        )
     if options.backend not in BACKENDS:
         problems.append(f"dev --backend {options.backend}: choose one of {', '.join(BACKENDS)}")
+    if options.engine and (options.engine not in ENGINES or options.backend != "docker"):
+        problems.append(f"dev --engine {options.engine}: choose docker or podman, together with --backend docker")
+    if options.oz_path and options.backend == "docker":
+        problems.append("dev --oz-path: a container does not have the programs of this machine; leave it out")
     if not 1 <= options.count <= MOST_TASKS:
         problems.append(f"dev --count {options.count}: choose a number from 1 to {MOST_TASKS}")
     if options.scenario and options.scenario not in SCENARIO_NAMES:
@@ -93,6 +101,12 @@ def _judge(options: DevOptions) -> tuple[str, int]:
     if problems:
         raise ConfigurationError(problems)
     return ("127.0.0.1" if host == "localhost" else host), int(port)
+
+
+def _signals() -> list[signal.Signals]:
+    """What ends `dev` in order: a terminal that is closed too, unless nohup says otherwise."""
+    hangup = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else []
+    return [signal.SIGINT, signal.SIGTERM, *hangup]
 
 
 def _need_websockets() -> None:
@@ -119,26 +133,31 @@ class _Run:
         self._cancel_at: dict[Task, float] = {}
         self._tasks: list[Task] = []
         self._open: set[Task] = set()
+        self._signal = 0
 
     def run(self) -> int:
         """Start everything, wait for the end, stop everything, judge."""
-        before = {number: signal.signal(number, self._signalled) for number in (signal.SIGINT, signal.SIGTERM)}
-        stage = None
+        before = {number: signal.signal(number, self._signalled) for number in _signals()}
+        stage, clean = None, True
         try:
             self._listen()
             stage = self._stage = self._staged()
             _say(f"control plane on {self._plane.root_url}, worker log in {stage.log}")
-            stage.start(self._plane.url, self._plane.root_url, self._plane.key, self._worker_ended)
-            return self._judged(self._follow())
+            if stage.guest is not None:
+                stage.guest.arrive(self._plane.root_url, _say)
+            if self._signal:
+                code = self._interrupted()
+            else:
+                stage.start(self._plane.url, self._plane.root_url, self._plane.key, self._worker_ended)
+                code = self._judged(self._follow())
         finally:
             if stage is not None:
                 stage.stop()
-                stage.clean_up(keep=self._options.keep)
+                clean = stage.clean_up(_say, keep=self._options.keep)
             self._plane.stop()
             for number, handler in before.items():
                 signal.signal(number, handler)
-            if stage is not None and self._options.keep:
-                _say(f"kept: {stage.directory}")
+        return code or int(ExitCode.STOPPED if clean else ExitCode.FAULT)
 
     def _listen(self) -> None:
         try:
@@ -147,14 +166,17 @@ class _Run:
             raise NotUsable(f"dev --listen {self._options.listen}: {error.strerror}; choose another port") from None
 
     def _staged(self) -> Stage:
+        from oz_worker.devplane.guest import Guest
         from oz_worker.devplane.stage import Stage
 
+        guest = Guest(self._options.engine or "docker") if self._options.backend == "docker" else None
         path = shutil.which(self._options.oz_path) if self._options.oz_path else None
         try:
             return Stage(
                 backend=self._options.backend,
                 oz_path=os.path.abspath(path) if path else "",
                 quick=bool(self._options.scenario),
+                guest=guest,
             )
         except OSError as error:
             raise NotUsable(f"dev needs a temporary directory: {error}; make room or set TMPDIR") from None
@@ -169,7 +191,7 @@ class _Run:
         while True:
             edge = self._next(connect_by)
             if edge.what == "signal":
-                return 0 if self._options.serve else 128 + int(edge.detail)
+                return self._interrupted()
             if edge.what == "worker ended":
                 return int(ExitCode.FAULT)
             if edge.what.startswith("scenario"):
@@ -182,6 +204,9 @@ class _Run:
             if self._advance(edge):
                 self._tell_the_rest()
                 return 0
+
+    def _interrupted(self) -> int:
+        return 0 if self._options.serve else 128 + self._signal
 
     def _advance(self, edge: Edge) -> bool:
         """Send the cancels that are due; whether everything has ended."""
@@ -294,7 +319,7 @@ class _Run:
             sys.stdout.write(stage.log_tail())
         left = [] if code or status else stage.leftovers()
         if left:
-            _say(f"the worker left workspaces behind: {', '.join(left[:5])}")
+            _say(f"the worker left workspaces or containers behind: {', '.join(left[:5])}")
         if code or wrong or status != 0 or left:
             return int(ExitCode.FAULT)
         if not self._options.scenario:
@@ -316,6 +341,7 @@ class _Run:
         self._edges.put(Edge("worker ended", None, str(code)))
 
     def _signalled(self, number: int, frame: object) -> None:
+        self._signal = number
         self._edges.put(Edge("signal", None, str(number)))
 
 
@@ -328,6 +354,6 @@ def _say(line: str) -> None:
     try:
         sys.stdout.write(f"{time.strftime('%H:%M:%S')} {line}\n")
         sys.stdout.flush()
-    except BrokenPipeError:
-        # `dev | head`: nobody listens any more, which is no reason to leave a worker behind half-way.
+    except OSError:
+        # `dev | head`, or a closed terminal: nobody listens any more, which is no reason to leave a worker behind.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -17,6 +17,8 @@ from typing import Callable, Mapping
 
 import psutil
 
+from oz_worker.devplane.guest import Guest
+
 HERE = Path(__file__).resolve().parent
 STOP = ((signal.SIGTERM, 15.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0))
 KILLS = 5
@@ -37,9 +39,10 @@ QUICK_LINK = {
 
 
 class Stage:
-    """A temporary directory (0700) with everything in it, and the worker that runs there."""
+    """A temporary directory (0700) with everything in it, the worker that runs there, and its *guest* in an engine."""
 
-    def __init__(self, *, backend: str, oz_path: str, quick: bool) -> None:
+    def __init__(self, *, backend: str, oz_path: str, quick: bool, guest: Guest | None = None) -> None:
+        self.guest = guest
         self.directory = Path(tempfile.mkdtemp(prefix="oz-dev-"))
         self.log = self.directory / "worker.log"
         self.worker: subprocess.Popen[bytes] | None = None
@@ -51,10 +54,14 @@ class Stage:
         """Start the worker; *on_end* is called with its exit code, on a thread of its own."""
         command = [sys.executable, "-m", "oz_worker", "--config-file", str(self._config)]
         command += ["--web-socket-url", url, "--server-root-url", root_url]
+        environment = _environment(key)
+        if self.guest is not None:
+            # Where an engine's program leaves what it forgets, and by which one that outlives a kill -9 is found.
+            environment["TMPDIR"] = str(self.directory)
         with open(self.log, "ab") as log:
             worker = subprocess.Popen(
                 command,
-                env=_environment(key),
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -83,12 +90,14 @@ class Stage:
         return self.worker.poll()
 
     def leftovers(self) -> list[str]:
-        """What a worker that has stopped should have removed: workspaces that still stand."""
+        """What a worker that has stopped should have removed: workspaces and containers that still stand."""
+        if self.guest is not None:
+            return self.guest.tasks()
         places = self.directory / "workspaces"
         return sorted(place.name for place in places.iterdir() if place.name != ".oz-worker") if places.is_dir() else []
 
-    def clean_up(self, *, keep: bool) -> None:
-        """End what still runs from here and remove the directory, unless it is to be kept.
+    def clean_up(self, say: Callable[[str], None], *, keep: bool) -> bool:
+        """End what still runs from here and remove the rest, or keep it; whether that went well.
 
         A worker that stopped in order leaves no agents; one that was killed does, and dispatched ones are nobody's.
         """
@@ -98,8 +107,13 @@ class Stage:
                 with contextlib.suppress(psutil.Error):
                     getattr(stray, act)()
             psutil.wait_procs(strays, STRAY_SECONDS)
-        if not keep:
+        if keep:
+            say(f"kept: {self.directory}")
+        else:
             shutil.rmtree(self.directory, ignore_errors=True)
+        if self.guest is None:
+            return True
+        return self.guest.stay(say) if keep else self.guest.leave(say)
 
     def log_tail(self) -> str:
         """The end of the worker's log, whole lines."""
@@ -120,7 +134,7 @@ class Stage:
         wrapper.chmod(0o700)
         self._runs.mkdir(mode=0o700)
         config: dict[str, object] = {
-            "worker_id": "dev",
+            "worker_id": self.guest.worker_id if self.guest is not None else "dev",
             "state_dir": str(self.directory / "state"),
             "stop_grace": "2s",
             "backend": {backend: self._backend(backend, str(wrapper))},
@@ -130,6 +144,8 @@ class Stage:
         self._config.write_text(json.dumps(config, indent=2) + "\n")  # JSON is YAML
 
     def _backend(self, backend: str, wrapper: str) -> Mapping[str, object]:
+        if self.guest is not None:
+            return self.guest.section
         if backend == "direct":
             return {"workspace_root": str(self.directory / "workspaces"), "oz_path": wrapper}
         script = [sys.executable, "-I", "-S", str(HERE / "handover.py")]

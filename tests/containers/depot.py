@@ -25,8 +25,13 @@ from tests.engines.images import load_image
 from tests.rig import ROOT, SAFETY, until
 
 INSTANCE = f"a{os.getpid()}"
-HOLD = '{ : >"$PLACE/reached"; exec sleep 1000; }'
-"""What a wrapper does at the point where its caller is to be met."""
+HOLD = '{ : >"$PLACE/reached"; read never <"$PLACE/never"; }'
+"""What a wrapper does at the point where its caller is to be met. It starts nothing: a look at the processes in that
+moment must find it."""
+
+_UNTIL_GO = 'until [ -e "$PLACE/go" ]; do sleep 0.02; done'
+SLOW_COPY = f'[ "$1" != cp ] || {{ {{ head -c 1000; : >"$PLACE/reached"; {_UNTIL_GO}; cat; }} | "$REAL" "$@"; exit; }}'
+"""A copy that has begun, and goes on once the file `go` is there."""
 
 
 def _fail(name: str, error: BaseException) -> None:
@@ -44,6 +49,7 @@ class Depot:
         self.worker = f"sidecars-{os.urandom(4).hex()}"
         self.made: list[str] = []
         self.calls = place / "calls"
+        os.mkfifo(place / "never")  # nobody ever writes to it
         self.before = census(client)
 
     # -- the object under test -----------------------------------------------------------------------------------

@@ -29,11 +29,11 @@ ARGV = ("agent", "run", "--task-id", "task", "--server-root-url", "http://127.0.
 class DockerSite:
     """The docker backend in a place on disk; `open` again is what a restarted worker does."""
 
-    def __init__(self, root: Path, engine: Client, images: Images, **options: Any) -> None:
+    def __init__(self, root: Path, engine: Client, images: Images, *, kind: str = "docker", **options: Any) -> None:
         self.root = root
         self.engine = engine
         self.images = images
-        self.options = options
+        self.options = {"engine": kind, **options}
         self.before = census(engine)
         self.backends: list[Docker] = []
         self.units: list[Unit] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Iterator
+from typing import Any, Iterator
 
 import pytest
 
@@ -18,7 +18,7 @@ from tests.engines.fixtures import OwnEngine
 from tests.engines.images import load_images
 from tests.hosting import PATIENCE, eventually, written
 
-QUICK = {"command_timeout": 2.0, "engine_down_timeout": 60.0}
+QUICK: dict[str, Any] = {"command_timeout": 2.0, "engine_down_timeout": 60.0}
 
 
 class Away(DockerSite):

@@ -19,8 +19,7 @@ from tests.hosting import eventually
 
 @pytest.fixture
 def site(tmp_path: Path, podman: Podman) -> Iterator[DockerSite]:
-    site = DockerSite(tmp_path, podman, load_images(podman))
-    site.options["engine"] = "podman"
+    site = DockerSite(tmp_path, podman, load_images(podman), kind="podman")
     yield site
     site.close()
 

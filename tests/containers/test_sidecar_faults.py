@@ -13,7 +13,7 @@ from oz_worker.backends.sidecars import SidecarUnusable
 from oz_worker.containers import EngineDown
 from oz_worker.errors import Stopped
 from oz_worker.model import Cause
-from tests.containers.depot import HOLD, Asking, Depot, ask
+from tests.containers.depot import HOLD, SLOW_COPY, Asking, Depot, ask
 from tests.engines.census import census
 from tests.engines.client import Client
 from tests.engines.fixtures import OwnEngine
@@ -73,11 +73,11 @@ def test_an_engine_that_dies_midway_is_waited_for_and_leaves_nothing(own_engine:
     engine = own_engine()
     depot = Depot(tmp_path, engine, load_images(engine).task)
     image = depot.image(files={"big": (0o644, os.urandom(3 << 20))})
-    slow = '[ "$1" != cp ] || { { head -c 1000000; : >"$PLACE/reached"; sleep 1; cat; } | "$REAL" "$@"; exit; }'
-    sidecars = depot.sidecars(wrapper=slow)
+    sidecars = depot.sidecars(wrapper=SLOW_COPY)
     asking = Asking(lambda: ask(sidecars, image, depot.unit()))
     depot.reached()
     engine.kill()
+    (depot.place / "go").touch()
     assert isinstance(asking.end().error, EngineDown), asking.error
     engine.start_again()
     assert depot.said(ask(sidecars, image, depot.unit()), "wc -c </agent/big") == str(3 << 20)

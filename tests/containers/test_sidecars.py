@@ -12,7 +12,7 @@ import pytest
 
 from oz_worker.backends.sidecars import SidecarUnusable
 from oz_worker.model import Sidecar
-from tests.containers.depot import HOLD, INSTANCE, Asking, Depot, ask, both
+from tests.containers.depot import HOLD, INSTANCE, SLOW_COPY, Asking, Depot, ask, both
 from tests.rig import SAFETY, until
 
 DAY = 86400
@@ -262,21 +262,26 @@ def test_left_overs_of_others_go_after_a_day_and_strangers_stay(depot: Depot) ->
     depot.nothing_is_left()
 
 
-def test_a_filling_at_work_is_no_left_over(depot: Depot) -> None:
-    image = depot.image()
-    slow = 'if [ "$1" = cp ]; then : >"$PLACE/reached"; until [ -e "$PLACE/go" ]; do sleep 0.02; done; fi'
-    sidecars = depot.sidecars(wrapper=slow)
-    asking = Asking(lambda: ask(sidecars, image, depot.unit()))
-    depot.reached()
+def test_a_filling_at_work_is_no_left_over_and_holds_up_nobody(any_depot: Depot) -> None:
+    image = any_depot.image()
+    late_export = (
+        '[ "$1" != export ] || until [ -e "$PLACE/cp" ]; do sleep 0.02; done; [ "$1" != cp ] || : >"$PLACE/cp"'
+    )
+    sidecars = any_depot.sidecars(wrapper=f"{late_export}; {SLOW_COPY}")
+    asking = Asking(lambda: ask(sidecars, image, any_depot.unit()))
+    any_depot.reached()
     sidecars.collect()
-    (depot.place / "go").touch()
-    assert depot.said(asking.end().mount, "cat /agent/entry") == "runs"
+    assert (len(any_depot.named("fill")), asking.error, asking.mount) == (2, None, "")
+    (any_depot.place / "go").touch()
+    assert any_depot.said(asking.end().mount, "cat /agent/entry") == "runs"
 
 
 def test_what_could_not_be_removed_is_removed_later(depot: Depot) -> None:
     cut = '[ "$1" != export ] || exit 1'
-    stuck = f'{cut}; case "$*" in "container rm"*) [ -e "$PLACE/well" ] || exec sleep 1000;; esac'
-    sidecars = depot.sidecars(wrapper=stuck, calls=3)
+    away = (
+        'case "$*" in "container rm"*) [ -e "$PLACE/well" ] || { echo error during connect: EOF >&2; exit 1; };; esac'
+    )
+    sidecars = depot.sidecars(wrapper=f"{cut}; {away}")
     with pytest.raises(SidecarUnusable, match="exit code 1"):
         ask(sidecars, depot.image(), depot.unit())
     assert (len(depot.named("fill")), len(depot.volumes())) == (2, 1)

@@ -72,11 +72,9 @@ def docker_site(root: Path, request: pytest.FixtureRequest) -> Site:
 
 
 def podman_site(root: Path, request: pytest.FixtureRequest) -> Site:
-    """The same backend over Podman."""
+    """The same over podman."""
     podman = request.getfixturevalue("podman")
-    site = DockerSite(root, podman, load_images(podman))
-    site.options["engine"] = "podman"
-    return site
+    return DockerSite(root, podman, load_images(podman), kind="podman")
 
 
 SITES: dict[str, Callable[[Path, pytest.FixtureRequest], Site]] = {

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import urllib.request
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Iterator, Mapping
 
 import pytest
 
@@ -18,11 +18,11 @@ import pytest
 class Dev:
     """One call of dev, whose temporary files go where the test can count them."""
 
-    def __init__(self, place: Path, *arguments: str) -> None:
+    def __init__(self, place: Path, *arguments: str, env: Mapping[str, str] | None = None) -> None:
         self.place = place
         self.process = subprocess.Popen(
             [sys.executable, "-m", "oz_worker", "dev", *arguments],
-            env={**os.environ, "TMPDIR": str(place)},
+            env={**os.environ, **(env or {}), "TMPDIR": str(place)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -48,8 +48,8 @@ class Dev:
 def dev(tmp_path: Path) -> Iterator[Any]:
     calls: list[Dev] = []
 
-    def called(*arguments: str) -> Dev:
-        calls.append(Dev(tmp_path, *arguments))
+    def called(*arguments: str, env: Mapping[str, str] | None = None) -> Dev:
+        calls.append(Dev(tmp_path, *arguments, env=env))
         return calls[-1]
 
     yield called

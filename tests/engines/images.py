@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import io
-import json
 import platform
 import subprocess
-import tarfile
-from pathlib import Path, PurePosixPath
-from typing import Any, Mapping, NamedTuple, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Sequence
 
+from oz_worker.devplane.image import SEARCH_PATH, Files, make_layer, pack
 from tests.engines.client import Client, find_program
 
-Files = Mapping[str, tuple[int, bytes]]
-"""Path in the image to its mode and content; directories above it are made."""
-
-_EPOCH = "2020-01-01T00:00:00Z"
-_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 _PASSWD = (
     b"root:x:0:0:root:/root:/bin/sh\nagent:x:1000:1000:agent:/tmp:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"
@@ -48,33 +40,6 @@ def machine_architecture() -> str:
     return _MACHINES.get(platform.machine(), platform.machine())
 
 
-def make_layer(
-    files: Files, links: Mapping[str, str] | None = None, directories: Mapping[str, int] | None = None
-) -> bytes:
-    """A layer: a tar of *files*, symbolic *links* (path to target) and *directories* (path to mode), owned by root."""
-    stream = io.BytesIO()
-    done: set[PurePosixPath] = {PurePosixPath(".")}
-    with tarfile.open(fileobj=stream, mode="w") as tar:
-
-        def add(path: str, kind: bytes, mode: int, data: bytes = b"", target: str = "") -> None:
-            name = PurePosixPath(path.lstrip("/"))
-            for above in [*reversed(name.parents)]:
-                if above not in done:
-                    add(str(above), tarfile.DIRTYPE, 0o755)
-            done.add(name)
-            info = tarfile.TarInfo(str(name))
-            info.type, info.mode, info.size, info.linkname = kind, mode, len(data), target
-            tar.addfile(info, io.BytesIO(data))
-
-        for path, directory_mode in (directories or {}).items():
-            add(path, tarfile.DIRTYPE, directory_mode)
-        for path, (mode, data) in files.items():
-            add(path, tarfile.REGTYPE, mode, data)
-        for path, target in (links or {}).items():
-            add(path, tarfile.SYMTYPE, 0o777, target=target)
-    return stream.getvalue()
-
-
 @functools.cache
 def busybox_layer() -> bytes:
     """A root file system of this machine's static busybox."""
@@ -97,26 +62,6 @@ def busybox_is_static() -> bool:
     return bool(program) and b"/lib/ld-" not in (data := Path(program).read_bytes()) and b"/lib64/ld-" not in data
 
 
-def pack(name: str, layers: Sequence[bytes], config: Mapping[str, Any], architecture: str) -> bytes:
-    """The archive that `load` takes, with *config* as the image's own part of its configuration."""
-    digests = [hashlib.sha256(layer).hexdigest() for layer in layers]
-    image: dict[str, Any] = {"architecture": architecture, "os": "linux", "created": _EPOCH, "config": dict(config)}
-    if architecture == "arm64":
-        image["variant"] = "v8"
-    image["rootfs"] = {"type": "layers", "diff_ids": [f"sha256:{digest}" for digest in digests]}
-    image["history"] = [{"created": _EPOCH, "created_by": "test"} for _ in layers]
-    text = json.dumps(image).encode()
-    members = {f"{hashlib.sha256(text).hexdigest()}.json": text}
-    manifest = {
-        "Config": next(iter(members)),
-        "RepoTags": [name],
-        "Layers": [f"{digest}/layer.tar" for digest in digests],
-    }
-    members.update({f"{digest}/layer.tar": layer for digest, layer in zip(digests, layers, strict=True)})
-    members["manifest.json"] = json.dumps([manifest]).encode()
-    return make_layer({path: (0o644, data) for path, data in members.items()})
-
-
 def load_image(
     client: Client,
     name: str,
@@ -136,7 +81,7 @@ def load_image(
     keys of the image's configuration as the engine spells them (User, WorkingDir, Labels, Volumes).
     """
     own = [make_layer(files)] if files else []
-    settings = {"Env": [_PATH, *env], "Cmd": [*cmd], "Entrypoint": [*entrypoint] or None, **config}
+    settings = {"Env": [f"PATH={SEARCH_PATH}", *env], "Cmd": [*cmd], "Entrypoint": [*entrypoint] or None, **config}
     stack = [*([busybox_layer()] if base else []), *layers, *own]
     client.cli("load", stdin=pack(name, stack, settings, architecture or machine_architecture()))
     return name

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import re
 import signal
@@ -157,6 +156,7 @@ def test_dev_gets_what_was_asked_for() -> None:
         "scenario": "cut",
         "oz_path": "oz",
         "keep": True,
+        "engine": "",
         "script": ("echo --count", "--", "x"),
     }
     defaults = dev_values(flags.parse(["dev"]), {})
@@ -202,8 +202,7 @@ def test_an_interrupt_is_no_traceback_and_130(tmp_path: Path) -> None:
     fifo = tmp_path / "key"
     os.mkfifo(fifo)
     words = [sys.executable, "-m", "oz_worker", "check", "--worker-id", "w", "--api-key-file", str(fifo)]
-    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's `&` starts us deaf to it
-    with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=heard) as child:
+    with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) as child:
         writer = os.open(fifo, os.O_WRONLY)  # returns once the child reads the key, and there it stays
         # Python acts on a signal between two steps: one that comes right before a blocking read waits for the next.
         stderr = None

@@ -10,7 +10,7 @@ from oz_worker.backends.base import Unit
 from oz_worker.backends.container_env import transport
 from oz_worker.backends.container_order import Order, order
 from oz_worker.backends.resolution import FALLBACK_IMAGE, image_of, sidecars_of
-from oz_worker.engines import endpoint_of
+from oz_worker.engines import endpoint_of, environment_for
 from oz_worker.model import InstanceShape, Key, Sidecar, TaskSpec, unit_name
 from oz_worker.settings import DockerOptions
 
@@ -203,3 +203,17 @@ def test_which_engine_is_meant(tmp_path: Any) -> None:
     (tmp_path / "config.json").write_text('["no object"]')
     assert endpoint_of("docker", {"DOCKER_CONFIG": str(tmp_path)}) == "docker of this host"
     assert endpoint_of("podman", {}) == "podman of this host"
+
+
+def test_the_socket_of_a_rootless_engine_is_found_where_nothing_else_is_said(tmp_path: Any) -> None:
+    (tmp_path / ".docker" / "run").mkdir(parents=True)
+    (tmp_path / ".docker" / "run" / "docker.sock").touch()
+    home, nowhere = {"HOME": str(tmp_path)}, str(tmp_path / "none")
+    found = f"unix://{tmp_path}/.docker/run/docker.sock"
+    assert environment_for("docker", home, nowhere) == {**home, "DOCKER_HOST": found}
+    assert environment_for("docker", home, str(tmp_path)) == home, "the default socket exists"
+    for said in ({"DOCKER_HOST": "tcp://a:1"}, {"DOCKER_CONTEXT": "far"}):
+        assert environment_for("docker", {**home, **said}, nowhere) == {**home, **said}
+    assert environment_for("podman", home, nowhere) == home
+    runtime = {"HOME": "/nowhere", "XDG_RUNTIME_DIR": str(tmp_path / ".docker" / "run")}
+    assert environment_for("docker", runtime, nowhere)["DOCKER_HOST"] == found

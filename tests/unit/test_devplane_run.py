@@ -17,9 +17,11 @@ PACKAGE_ROOT = Path(handover.__file__).parents[2]
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
-        (DevOptions(backend="docker"), 3, "not in this version"),
         (DevOptions(backend="kubernetes"), 3, "not in this version"),
         (DevOptions(backend="podman"), 2, "--backend podman"),
+        (DevOptions(engine="podman"), 2, "--backend docker"),
+        (DevOptions(backend="docker", engine="lxc"), 2, "docker or podman"),
+        (DevOptions(backend="docker", oz_path="/bin/true"), 2, "--oz-path"),
         (DevOptions(count=0), 2, "--count 0"),
         (DevOptions(scenario="flood"), 2, "half-open"),
         (DevOptions(scenario="cut", serve=True), 2, "leave out"),
