@@ -10,6 +10,9 @@ from typing import Mapping
 from oz_worker.containers import Engine, EngineError, Facts
 from oz_worker.errors import NotUsable
 
+_DOCKER = ("DOCKER_HOST", "docker context ls")
+"""Where docker's program is told which engine to use: a variable, and what lists the rest."""
+
 
 def find_program(kind: str, path: str, environment: Mapping[str, str]) -> str:
     """The engine's program: *path* if given, else *kind* on PATH. Raises NotUsable."""
@@ -67,7 +70,7 @@ def opened(engine: Engine) -> Facts:
         facts = engine.facts()
     except EngineError as error:
         raise NotUsable(
-            f"the {engine.kind} engine cannot be used: {str(error).rstrip('.?')}. {_cure(error)}"
+            f"the {engine.kind} engine cannot be used: {str(error).rstrip('.?')}. {_cure(engine, error)}"
         ) from error
     if facts.system != "linux" or facts.architecture not in ("amd64", "arm64"):
         is_what = f"{facts.system or 'unknown'}/{facts.architecture or 'unknown'}"
@@ -75,9 +78,10 @@ def opened(engine: Engine) -> Facts:
     return facts
 
 
-def _cure(error: EngineError) -> str:
+def _cure(engine: Engine, error: EngineError) -> str:
     if "permission denied" in error.said.lower():
         return "Let this user use the engine's socket, for example by its group (docker), and start the worker again"
-    host = os.environ.get("DOCKER_HOST", "")
-    where = f"DOCKER_HOST is {host}" if host and "@" not in host else "see DOCKER_HOST and `docker context ls`"
+    name, listing = ("CONTAINER_HOST", "podman system connection ls") if engine.kind == "podman" else _DOCKER
+    host = engine.environment.get(name, "")
+    where = f"{name} is {host}" if host and "@" not in host else f"see {name} and `{listing}`"
     return f"Start the engine, or name the right one: {where}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import posixpath
 from dataclasses import dataclass, field
 from typing import Any, Mapping, NamedTuple
 
@@ -76,6 +77,18 @@ class Cause(str, enum.Enum):
     CANCEL = "cancel"
     SHUTDOWN = "shutdown"
     DEADLINE = "deadline"
+
+
+def plain_path(path: str) -> str:
+    """The one spelling of a path in a container: `//a/./b/` is `/a/b`. A relative one stays relative."""
+    normal = posixpath.normpath(path)
+    return normal[1:] if normal.startswith("//") else normal  # POSIX lets two slashes at the start mean something
+
+
+def mount_point(volume: str) -> str:
+    """Where in the container `HOST:CONTAINER[:MODE]`, or a path alone, is mounted."""
+    parts = volume.split(":")
+    return plain_path(parts[1] if len(parts) > 1 else parts[0])
 
 
 class Sidecar(NamedTuple):

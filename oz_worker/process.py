@@ -6,6 +6,7 @@ reaped, because a pid that has been reaped may already name a stranger. Identity
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import os
@@ -353,6 +354,9 @@ def explain(error: Exception, program: str, directory: str | None) -> SpawnError
         return ProgramMissing(f"{program} does not exist; install it or correct its path")
     if isinstance(error, PermissionError):
         return ProgramMissing(f"{program} is not executable; make it so with chmod +x")
+    if isinstance(error, OSError) and error.errno == errno.E2BIG:
+        much = "its arguments and variables, or one of them, are longer than this system takes; pass long ones in files"
+        return SpawnError(f"{program} could not be started: {much}")
     if isinstance(error, OSError):
         return SpawnError(f"{program} could not be started: {error.strerror or error}")
     return SpawnError(f"{program} could not be started: {error}")  # ValueError: a NUL or a bad name

@@ -106,6 +106,12 @@ _WORDS: tuple[tuple[Why, str], ...] = (
 _PATTERNS = tuple((why, re.compile(f"(?i){words}")) for why, words in _WORDS)
 _ADDRESS = re.compile(r"\w+://[^\s\"]+")
 """Names of people's choice stand there, which mean nothing."""
+_REFERENCE = re.compile(
+    r"((?:(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(?::[0-9]+)?/)?"
+    r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*)"
+    r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@[A-Za-z0-9+._-]+:[0-9a-fA-F]{32,})?"
+)
+_LONGEST_NAME = 255
 _CANCELLED = re.compile(r"(?i)context canceled")
 
 
@@ -184,6 +190,13 @@ def failure(engine: Engine, wanted: Pull, reason: Why, said: str) -> PullFailed:
     )
     words = _brief(said.replace("Error response from daemon: ", "").removeprefix("Error: "))
     return PullFailed(reason, f"image {shown(wanted.reference)}: {reason.value}; {cure} ({words})", said)
+
+
+def is_name(reference: str) -> bool:
+    """Whether an engine would take it for an image's name. Asked before the engine is: what it says of others depends
+    on its version and on what it is asked, down to `page not found` for a name of two lines."""
+    found = _REFERENCE.fullmatch(reference)
+    return found is not None and len(found[1]) <= _LONGEST_NAME
 
 
 def shown(reference: str) -> str:

@@ -8,7 +8,7 @@ from typing import Iterable, Iterator, Mapping, NamedTuple, Sequence
 from oz_worker.backends.base import Unit
 from oz_worker.backends.container_env import Transport, transport
 from oz_worker.containers import labelled
-from oz_worker.model import InstanceShape, TaskSpec
+from oz_worker.model import InstanceShape, TaskSpec, mount_point
 from oz_worker.settings import MIB, DockerOptions
 
 ENTRYPOINT = "/agent/entrypoint.sh"
@@ -108,8 +108,7 @@ def _places(mounts: Sequence[str]) -> dict[str, str]:
     """The mount at each place. Raises ValueError for two at one: the engine's own message would not say which."""
     seen: dict[str, str] = {}
     for mount in mounts:
-        parts = mount.split(":")
-        place = posixpath.normpath(parts[1] if len(parts) > 1 else parts[0])
+        place = mount_point(mount)
         if place in seen:
             raise ValueError(f"{mount} and {seen[place]} are mounted at the same place {place}; remove one of them")
         seen[place] = mount

@@ -68,7 +68,7 @@ class Docker:
     ) -> None:
         self.capabilities = Capabilities(survives_worker=True)
         self._options = options
-        self._worker_id = worker_id
+        self._worker_id = worker_id.strip()  # as the CLI reads a filter: a label with blanks would never be found
         self._instance = instance
         self._directory = instance_dir
         self._host = host_environ

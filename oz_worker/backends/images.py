@@ -98,6 +98,9 @@ class Images:
     def _obtain(self, reference: str, interrupt: int) -> ImageFacts:
         """Runs on the shared thread."""
         try:
+            if not pulls.is_name(reference):
+                nothing = Pull(reference, "", "", 0, 0)
+                raise pulls.failure(self._engine, nothing, Why.NAME, "it is not of that form")
             found = None if self._policy == ALWAYS else self._engine.image(reference, interrupt=interrupt)
             if found is None and self._policy == NEVER:
                 raise ImageUnusable(

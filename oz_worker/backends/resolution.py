@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Mapping
 
-from oz_worker.model import Sidecar, TaskSpec
+from oz_worker.model import Sidecar, TaskSpec, plain_path
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def sidecars_of(spec: TaskSpec, sidecar_image: str, coding_cli_sidecars: Mapping
 def _put(chosen: list[Sidecar], wanted: Sidecar, *, first: bool = False) -> None:
     """Replace the image of the sidecar at the same place, else add one."""
     for index, sidecar in enumerate(chosen):
-        if sidecar.mount_path.rstrip("/") == wanted.mount_path:
+        if plain_path(sidecar.mount_path) == wanted.mount_path:
             chosen[index] = sidecar._replace(image=wanted.image)
             return
     chosen.insert(0 if first else len(chosen), wanted)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import posixpath
 import re
 from typing import NamedTuple, Sequence
 
 from oz_worker.errors import OzWorkerError
-from oz_worker.model import Sidecar
+from oz_worker.model import Sidecar, plain_path
+from oz_worker.pulls import is_name, shown
 
-_REFERENCE = re.compile(
-    r"(?:(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(?::[0-9]+)?/)?"
-    r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*"
-    r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@[A-Za-z0-9+._-]+:[0-9a-fA-F]{32,})?"
-)
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f:,]")
 _LONGEST_NAME = 60
+_LONGEST_PATH, _LONGEST_PART = 4095 - 512, 255
+"""What Linux takes, less what an engine puts before it."""
+_SHOWN = 200
 
 
 class SidecarUnusable(OzWorkerError):
@@ -44,16 +42,18 @@ def asked(sidecars: Sequence[Sidecar]) -> list[Asked]:
     found: dict[str, Asked] = {}
     for number, sidecar in enumerate(sidecars, 1):
         image, path = sidecar.image.strip(), sidecar.mount_path
-        entry = f"sidecar {number} ({image or 'no image'} at {path or 'no path'!r})"
+        entry = f"sidecar {number} ({shown(image) if image else 'no image'} at {path[:_SHOWN] or 'no path'!r})"
         if not image:
             raise SidecarUnusable(f"{entry} names no image; give it one")
-        if not _REFERENCE.fullmatch(image):
-            raise SidecarUnusable(f"{entry}: {image!r} is no name of an image; write it like registry/name:tag")
+        if not is_name(image):
+            raise SidecarUnusable(f"{entry}: that is no name of an image; write it like registry/name:tag")
         if forbidden := _FORBIDDEN.search(path):
             raise SidecarUnusable(f"{entry}: a mount path cannot have {forbidden[0]!r} in it; choose another path")
         if not path.startswith("/"):
             raise SidecarUnusable(f"{entry}: a mount path is absolute, like /agent; correct it")
-        normal = posixpath.normpath(f"/{path.lstrip('/')}")
+        if len(path.encode()) > _LONGEST_PATH or any(len(part.encode()) > _LONGEST_PART for part in path.split("/")):
+            raise SidecarUnusable(f"{entry}: a mount path is at most 4 KiB, its parts 255 bytes; choose a shorter one")
+        normal = plain_path(path)
         if normal == "/":
             raise SidecarUnusable(f"{entry}: a sidecar cannot take the place of the whole file system; choose a path")
         if normal in found:

@@ -7,6 +7,7 @@ import re
 from oz_worker.config.kinds import matching, names, word
 from oz_worker.config.nodes import Node
 from oz_worker.config.reading import Reading, Wrong, shown
+from oz_worker.model import plain_path
 
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*|\[[0-9a-fA-F:]+\])"
@@ -54,18 +55,12 @@ def volume(node: Node, reading: Reading) -> str:
     host, inside, mode = parts[0], parts[1], parts[2] if len(parts) == 3 else ""
     if not host.startswith("/") and not _VOLUME_NAME.fullmatch(host):
         raise Wrong(f"{shown(host)} is neither an absolute path of the host nor the name of a volume")
-    if not inside.startswith("/") or not inside.strip("/."):
+    if not inside.startswith("/") or plain_path(inside) == "/":
         raise Wrong(f"{shown(inside)} is not a place in the container; write an absolute path below /")
     unknown = [name for name in mode.split(",") if mode and name not in _MODES]
     if unknown:
         raise Wrong(f"{shown(unknown[0])} is not a mode of a mount; write ro or rw")
     return text
-
-
-def mount_point(mount: str) -> str:
-    """Where in the container a checked *mount* appears."""
-    parts = mount.split(":")
-    return (parts[1] if len(parts) > 1 else parts[0]).rstrip("/")
 
 
 def extra_host(node: Node, reading: Reading) -> str:

@@ -14,12 +14,12 @@ from typing import Any, Mapping, NamedTuple, Union
 from urllib.parse import urlsplit
 
 from oz_worker.config import key, kinds, paths, schema
-from oz_worker.config.docker_kinds import mount_point
 from oz_worker.config.nodes import Items, Scalar, parse, plain_type
 from oz_worker.config.reading import Reading, Wrong, absolute
 from oz_worker.config.schema import Given
 from oz_worker.config.variables import from_flags
 from oz_worker.errors import ConfigurationError
+from oz_worker.model import mount_point
 from oz_worker.settings import (
     CommandOptions,
     DirectOptions,

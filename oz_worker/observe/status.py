@@ -80,6 +80,10 @@ def logs_command(state_dirs: Sequence[str], *, task_id: str, instance_id: str) -
             if raw.is_file():
                 sys.stdout.write(f"task {task_id} is {row.state.value}; it writes to {raw} (not redacted)\n")
                 return ExitCode.STOPPED
+            if row.backend == "docker" and raw.parent.is_dir():
+                shows = f"`{row.endpoint.partition(' ')[0]} logs -f oz-{row.unit}` shows its output (not redacted)"
+                sys.stdout.write(f"task {task_id} is {row.state.value}; {shows}\n")
+                return ExitCode.STOPPED
     raise NotUsable(
         f"no output of task {task_id} is kept in {' or '.join(state_dirs)}; it ends with task_log_retention,"
         " or it was written by another worker (--state-dir, --instance-id)"

@@ -39,8 +39,9 @@ class DockerSite:
         self.units: list[Unit] = []
 
     def closed(self, *, instance: str = INSTANCE, worker: str = WORKER, **options: Any) -> Docker:
-        """A backend that is not open yet; *path* goes before PATH."""
+        """A backend that is not open yet; *path* goes before PATH, *environ* replaces what leads to the engine."""
         path = options.pop("path", "")
+        environ = options.pop("environ", self.engine.env)
         chosen: dict[str, Any] = {
             "default_image": self.images.task,
             "sidecar_image": self.images.sidecar,
@@ -50,7 +51,7 @@ class DockerSite:
             **self.options,
             **options,
         }
-        host = {**self.engine.env, "PATH": os.pathsep.join(filter(None, (path, self.engine.env["PATH"])))}
+        host = {**environ, "PATH": os.pathsep.join(filter(None, (path, self.engine.env["PATH"])))}
         return Docker(
             DockerOptions(**chosen),
             worker_id=worker,

@@ -99,6 +99,20 @@ def test_containers_outlive_the_engine_and_their_ends_are_learned(away: Away, ho
     assert code(backend, later) == 8
 
 
+def test_without_live_restore_the_containers_end_with_the_engine_and_their_codes_are_learned(
+    tmp_path: Path, own_engine: OwnEngine
+) -> None:
+    engine = own_engine("--live-restore=false")
+    site = Away(tmp_path, engine, load_images(engine), **QUICK)
+    backend = site.open()
+    polite = site.started(backend, "trap 'exit 9' TERM; while :; do sleep 0.1; done")
+    deaf = site.started(backend, "trap '' TERM; while :; do sleep 0.1; done")
+    engine.stop()
+    engine.start_again()
+    assert (code(backend, polite), code(backend, deaf)) == (9, 137)
+    site.close()
+
+
 def test_a_socket_that_vanishes_for_a_while(away: Away) -> None:
     backend = away.open()
     running = away.started(backend, f"{away.go('go')}; exit 7")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,20 @@ def test_tasks_run_in_containers_and_their_ends_are_reported(docker_rig: DockerR
     assert (bad.terminal.reason, bad.terminal.exit_code) == ("container_exit", 3)
     assert "the token is ***" in bad.terminal.message
     worker.wait_log(r"task .* \| /workspace")
+    assert worker.stop() == 0
+    rig.audit()
+
+
+def test_running_containers_cost_no_process_each(docker_rig: DockerRig) -> None:
+    rig = docker_rig
+    worker = rig.start()
+    tasks = [rig.submit(f"echo up > $HOME/up-{n}; while [ ! -e $HOME/go ]; do sleep 0.1; done") for n in range(4)]
+    for number in range(len(tasks)):
+        rig.written(f"up-{number}")
+    until(lambda: len(rig.unit_processes()) == 1, "nothing but the one stream of events")
+    assert b"events" in Path(f"/proc/{rig.unit_processes()[0]}/cmdline").read_bytes()
+    (rig.place / "go").touch()
+    rig.plane.wait_acknowledged(*tasks)
     assert worker.stop() == 0
     rig.audit()
 
@@ -77,12 +92,17 @@ def test_preserve_leaves_containers_for_the_next_worker(docker_rig: DockerRig) -
     worker = rig.start()
     task = rig.submit("echo up > $HOME/up; while [ ! -e $HOME/go ]; do sleep 0.05; done; exit 2")
     rig.written("up")
+    (name,) = rig.containers("status=running")
+    said = rig.run_command("logs", task.task_id, "--state-dir", str(rig.state_dir)).stdout
+    assert f"is running; `docker logs -f {name}` shows its output" in said
     assert worker.stop() == 0
     assert len(rig.containers("status=running")) == 1
     worker = rig.start()
     (rig.place / "go").touch()
     rig.plane.wait_acknowledged(task)
     assert task.terminal.exit_code == 2
+    units = rig.instance_dirs()[0] / "units"
+    until(lambda: not list(units.iterdir()), "the removal, which a stop under preserve leaves to the next start")
     assert worker.stop() == 0
     rig.audit()
 

@@ -303,13 +303,18 @@ def test_refusals_have_their_sentence_and_outages_fall_back(
         ("-x", "that is no name of an image"),
         ("", "that is no name of an image"),
         ("http://alice:s3cret@127.0.0.1/x", "that is no name of an image"),
-        ("a\0b", "could not be started"),
+        ("a\0b", "that is no name of an image"),
+        ("a\nb", "'a\\nb': that is no name of an image"),
+        ("a b", "that is no name of an image"),
+        ("x" * 100_000, "that is no name of an image; write it like"),
     ],
 )
 def test_names_that_cannot_be_pulled(engine: Client, reference: str, says: str) -> None:
     sentence = unusable(images_of(docker(engine)), reference)
     assert says in sentence
     assert "s3cret" not in sentence
+    if "no name" in says:
+        assert unusable(images_of(docker(engine), policy="Never"), reference) == sentence
 
 
 def test_a_missing_tag(engine: Client, registry: Registry) -> None:

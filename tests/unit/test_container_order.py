@@ -114,6 +114,8 @@ def test_two_mounts_at_one_place_are_named() -> None:
         ValueError, match=r"/own:/agent/ and ozw-agent-1:/agent:ro are mounted at the same place /agent"
     ):
         ordered(DockerOptions(volumes=("/own:/agent/",)))
+    with pytest.raises(ValueError, match=r"/b:/x/./y and /a://x/y are mounted at the same place /x/y"):
+        ordered(DockerOptions(volumes=("/a://x/y", "/b:/x/./y")))
 
 
 def test_the_environment_of_the_configuration_wins_and_no_name_comes_twice() -> None:
@@ -183,6 +185,10 @@ def test_the_image_and_the_sidecars_of_a_task() -> None:
     assert sidecars_of(spec(sidecars=given), "", {}) == given
     assert sidecars_of(spec(sidecars=given), "mine:2", {})[0] == Sidecar("mine:2", "/agent")
     assert sidecars_of(spec(), "mine:2", {}) == (Sidecar("mine:2", "/agent"),)
+    oddly = (Sidecar("agent:1", "//agent/."),)
+    assert sidecars_of(spec(sidecars=oddly), "mine:2", {}) == (Sidecar("mine:2", "//agent/."),)
+    relative = (Sidecar("agent:1", "agent"),)
+    assert len(sidecars_of(spec(sidecars=relative), "mine:2", {})) == 2, "which is refused, and not taken for /agent"
     claude = spec(harness="claude", sidecars=given)
     assert sidecars_of(claude, "", {"claude": "cli:3"})[2] == Sidecar("cli:3", "/mnt/claude-cli-sidecar")
     brought = (*given, Sidecar("cli:1", "/mnt/claude-cli-sidecar/"))

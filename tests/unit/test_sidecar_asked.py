@@ -17,7 +17,7 @@ GOOD = "acme/tool:1"
 BAD = {
     "no image": (Sidecar("", "/a"), r"sidecar 2 \(no image at '/a'\) names no image; give it one"),
     "blanks for an image": (Sidecar(" \t", "/a"), "names no image"),
-    "a flag": (Sidecar("--privileged", "/a"), "is no name of an image; write it like registry/name:tag"),
+    "a flag": (Sidecar("--privileged", "/a"), "that is no name of an image; write it like registry/name:tag"),
     "capitals": (Sidecar("Acme/Tool", "/a"), "is no name of an image"),
     "blank in the name": (Sidecar("acme/to ol", "/a"), "is no name of an image"),
     "scheme": (Sidecar("https://r.test/a", "/a"), "is no name of an image"),
@@ -30,6 +30,9 @@ BAD = {
     "colon": (Sidecar(GOOD, "/a:ro"), "cannot have ':' in it; choose another path"),
     "comma": (Sidecar(GOOD, "/a,b"), "cannot have ',' in it"),
     "NUL": (Sidecar(GOOD, "/a\0b"), r"cannot have '\\x00' in it"),
+    "long image": (Sidecar("x" * 100_000, "/a"), r"x{300} at '/a'\): that is no name of an image; write it like"),
+    "long path": (Sidecar(GOOD, "/a" * 40_000), "at most 4 KiB, its parts 255 bytes; choose a shorter one"),
+    "long part": (Sidecar(GOOD, "/a/" + "b" * 256), "at most 4 KiB, its parts 255 bytes; choose a shorter one"),
     "taken": (Sidecar(GOOD, "/first"), "other/image is mounted at /first already; give each a path of its own"),
     "taken, in other words": (Sidecar(GOOD, "//first//"), "other/image is mounted at /first already"),
 }
