@@ -7,7 +7,7 @@ what the link is to do. Main thread only.
 |-------------|------------------------------------------------|--------------|-------|
 | cancel      | TERM to all tasks, KILL after stop_grace       | KILL now     | leave |
 | drain       | finish what runs (at most drain_timeout)       | TERM + grace | leave |
-| preserve    | at most 20 s for what is starting, leave tasks | leave        |       |
+| preserve    | at most 20 s for what is starting or ending    | leave        |       |
 
 With nothing left to kill any further signal means leave: exit 128 + signal, everything left for the next start.
 """

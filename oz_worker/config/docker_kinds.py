@@ -25,7 +25,7 @@ _SECURITY = names(
     "no-new-privileges label seccomp apparmor systempaths writable-cgroups mask unmask proc-opts credentialspec"
 )
 
-platform = matching(r"[a-z0-9]+/[a-z0-9_]+(/[a-z0-9.]+)?", "linux/amd64")
+platform = matching(r"linux/[a-z0-9_]+(/[a-z0-9.]+)?", "linux/amd64")
 user = matching(r"[^\s:]+(:[^\s:]+)?", "1000:1000")
 network = matching(r"[^\s]+", "a network's name")
 memory = matching(r"(?i)\d+(\.\d+)?\s?([kmgt]i?)?b?", "512m or 4g")

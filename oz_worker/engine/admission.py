@@ -237,10 +237,14 @@ class Engine:
         return self._closed_for is None
 
     def starting(self) -> bool:
-        """Whether a task has been accepted and its unit does not run yet (what `preserve` waits for)."""
-        early = (State.ACCEPTED, State.PREPARING)
-        handing = self.primary.backend.capabilities.fire_and_forget
-        return any(t.row.state in early or (handing and t.row.state is State.RUNNING) for t in self.tasks())
+        """Whether a task is between two states that can be left alone: not running yet, or over and not yet removed.
+
+        What `preserve` waits for, within its limit.
+        """
+        passing = [State.ACCEPTED, State.PREPARING, State.ENDING]
+        if self.primary.backend.capabilities.fire_and_forget:
+            passing.append(State.RUNNING)
+        return any(task.row.state in passing and not task.awaiting_proof for task in self.tasks())
 
     # -- deadlines: main thread only
 

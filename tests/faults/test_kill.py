@@ -137,7 +137,7 @@ def test_a_kill_at_every_single_commit(rig: Rig, when: str) -> None:
         if died == "done" and worker.stop() == 0:
             break  # more commits than its whole life has
         worker = rig.start()
-        _redeliver_unclaimed(rig, quick, slow)
+        redeliver_unclaimed(rig, quick, slow)
         rig.plane.wait_for(functools.partial(_claimed, slow), SAFETY)
         if not slow.ended:
             rig.plane.cancel(slow)
@@ -155,7 +155,8 @@ def _claimed(task: Task) -> bool:
     return task.claimed or task.ended
 
 
-def _redeliver_unclaimed(rig: Rig, *tasks: Task) -> None:
+def redeliver_unclaimed(rig: Rig, *tasks: Task) -> None:
+    """Assign again what no worker has claimed yet."""
     for task in tasks:
         if not _claimed(task):
             rig.plane.redeliver(task)
@@ -193,7 +194,7 @@ def test_kills_at_random_instants(rig: Rig, kills: int) -> None:
         worker.kill()
     worker = rig.start()
     for task in tasks:
-        _redeliver_unclaimed(rig, task)
+        redeliver_unclaimed(rig, task)
     rig.plane.wait_acknowledged(*tasks, timeout=2 * SAFETY)
     runs = (rig.place / "runs").read_text().split()
     assert len(runs) == len(set(runs)), "an agent ran twice"
