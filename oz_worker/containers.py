@@ -37,7 +37,7 @@ _SAID_BYTES = 700
 _SIGNALLED = 128
 _INSPECTED = (
     '{"id":{{json .ID}},"name":{{json .Name}},"state":{{json .State}},"labels":{{json .Config.Labels}},'
-    '"mounts":{{json .Mounts}},"created":{{json .Created}},"image":{{json .Image}}}'
+    '"mounts":{{json .Mounts}},"image":{{json .Image}}}'
 )
 
 
@@ -87,7 +87,6 @@ class Container(NamedTuple):
     oom: bool
     error: str
     volumes: tuple[str, ...]
-    created: str
     image: str
 
     @property
@@ -119,9 +118,7 @@ class Event(NamedTuple):
     """Something happened to a container: `action` is create, start, die or destroy."""
 
     action: str
-    id: str
     name: str
-    labels: Mapping[str, str]
     code: int | None
 
 
@@ -250,7 +247,7 @@ class Engine:
         for start in range(0, len(names), 100):
             some = names[start : start + 100]
             said = self._call(("container", "inspect", "--format", _INSPECTED, *some), partly=True)
-            found += [_container(_object(line)) for line in said.splitlines() if line.startswith(b"{")]
+            found += [_container(line) for line in said.splitlines() if line.startswith(b"{")]
         return found
 
     def environment_of(self, name: str) -> tuple[dict[str, str], list[str]]:
@@ -323,21 +320,21 @@ class Engine:
     def event(self, line: bytes) -> Event | None:
         """One line of the stream, None for what is none of the four."""
         try:
-            about = _object(line)
-        except EngineError:
+            return self._event(_object(line))
+        except (EngineError, AttributeError, TypeError):
             return None
+
+    def _event(self, about: Mapping[str, Any]) -> Event | None:
         if self._podman:
             action = {"died": "die", "remove": "destroy"}.get(str(about.get("Status")), str(about.get("Status")))
-            name, identity = str(about.get("Name", "")), str(about.get("ID", ""))
-            labels, code = about.get("Attributes") or {}, about.get("ContainerExitCode")
+            name, code = about.get("Name", ""), about.get("ContainerExitCode")
         else:
-            action, actor = str(about.get("Action", "")), about.get("Actor") or {}
-            labels = actor.get("Attributes") or {}
-            name, identity, code = str(labels.get("name", "")), str(actor.get("ID", "")), labels.get("exitCode")
+            about_it = (about.get("Actor") or {}).get("Attributes") or {}
+            action, name, code = str(about.get("Action", "")), about_it.get("name", ""), about_it.get("exitCode")
         if action not in ("create", "start", "die", "destroy"):
             return None
-        known = action == "die" and str(code).isdigit()
-        return Event(action, identity, name, labels, int(str(code)) if known else None)
+        known = action == "die" and str(code).isdecimal()
+        return Event(action, str(name), int(str(code)) if known else None)
 
 
 def answered(said: str) -> bool:
@@ -345,21 +342,24 @@ def answered(said: str) -> bool:
     return "Error response from daemon" in said and not re.search(r"containerd\.sock|shutting down", said)
 
 
-def _container(about: Mapping[str, Any]) -> Container:
-    state = about.get("state") or {}
-    mounts = about.get("mounts") or []
-    return Container(
-        id=str(about["id"]),
-        name=str(about["name"]).lstrip("/"),
-        labels=about.get("labels") or {},
-        status=str(state.get("Status", "")),
-        code=int(state.get("ExitCode") or 0) & 0xFF,
-        oom=bool(state.get("OOMKilled")),
-        error=str(state.get("Error") or ""),
-        volumes=tuple(str(mount["Name"]) for mount in mounts if mount.get("Type") == "volume" and mount.get("Name")),
-        created=str(about.get("created", "")),
-        image=str(about.get("image", "")),
-    )
+def _container(line: bytes) -> Container:
+    about = _object(line)
+    try:
+        state = about.get("state") or {}
+        mounts = about.get("mounts") or []
+        return Container(
+            id=str(about["id"]),
+            name=str(about["name"]).lstrip("/"),
+            labels=about.get("labels") or {},
+            status=str(state.get("Status", "")),
+            code=int(state.get("ExitCode") or 0) & 0xFF,
+            oom=bool(state.get("OOMKilled")),
+            error=str(state.get("Error") or ""),
+            volumes=tuple(str(one["Name"]) for one in mounts if one.get("Type") == "volume" and one.get("Name")),
+            image=str(about.get("image", "")),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise EngineError(f"the engine's program printed something unreadable: {line[:80]!r}") from error
 
 
 def labelled(labels: Mapping[str, str]) -> Iterator[str]:

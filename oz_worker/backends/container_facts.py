@@ -5,6 +5,7 @@ from __future__ import annotations
 from oz_worker.backends.container_order import ENTRYPOINT
 from oz_worker.containers import Container, EngineError
 from oz_worker.model import ExitFacts, Reason
+from oz_worker.timing import format_duration
 
 _KILLED = 137
 _NEVER_RAN = "the worker stopped before the container was started; run it again"
@@ -69,9 +70,10 @@ def taken(container: Container) -> ExitFacts:
     return ExitFacts(reason=Reason.CONTAINER_CREATE, detail=detail, agent_started=False)
 
 
-def unanswered(why: str, limit: str) -> ExitFacts:
+def unanswered(why: str, limit: float) -> ExitFacts:
     """Facts of a container that could not be made because the engine was silent all the time."""
-    detail = f"The engine did not answer for {limit}, so the container could not be made: {why}. Get it to work again."
+    long = format_duration(limit)
+    detail = f"The engine did not answer for {long}, so the container could not be made: {why}. Get it to work again."
     return ExitFacts(reason=Reason.CONTAINER_CREATE, detail=detail, agent_started=False)
 
 
@@ -100,11 +102,11 @@ def vanished(name: str, code: int | None) -> ExitFacts:
     return ExitFacts(reason=Reason.CONTAINER_WAIT, detail=detail)
 
 
-def silent(name: str, why: str, limit: str) -> ExitFacts:
+def silent(name: str, why: str, limit: float) -> ExitFacts:
     """Facts of a container of which the engine has said nothing for longer than `engine_down_timeout`."""
     detail = (
-        f"The engine has not answered for {limit}, so how the container {name} goes on is not known ({why}); get the"
-        " engine to work again, or raise backend.docker.engine_down_timeout."
+        f"The engine has not answered for {format_duration(limit)}, so how the container {name} goes on is not known"
+        f" ({why}); get the engine to work again, or raise backend.docker.engine_down_timeout."
     )
     remains = f"container {name} on an engine that does not answer"
     return ExitFacts(reason=Reason.CONTAINER_WAIT, detail=detail, remains=remains)

@@ -7,10 +7,12 @@ import os
 from oz_worker.backends.base import Unit
 from oz_worker.backends.container_order import container_name
 from oz_worker.backends.container_traces import Traces
+from oz_worker.backends.turns import Turns
 from oz_worker.containers import Engine, EngineError
 
 _TAIL_LINES = 200
 _FETCHED_LINES = 200_000
+_AT_ONCE = 8
 
 
 class ContainerOutput:
@@ -20,6 +22,7 @@ class ContainerOutput:
         self._engine = engine
         self._traces = traces
         self._limit = limit
+        self._turns = Turns(_AT_ONCE)
 
     def where(self, unit: Unit) -> str:
         """The command that shows it while it runs."""
@@ -28,7 +31,8 @@ class ContainerOutput:
     def tail(self, unit: Unit, limit: int) -> bytes:
         """The end of it; b"" when there is none, or the engine cannot say."""
         try:
-            return self._engine.logs(container_name(unit), lines=_TAIL_LINES, limit=1 << 20)[-limit:]
+            with self._turns.taken():
+                return self._engine.logs(container_name(unit), lines=_TAIL_LINES, limit=1 << 20)[-limit:]
         except EngineError:
             return b""
 
@@ -37,7 +41,7 @@ class ContainerOutput:
         place = self._traces.directory(unit).output
         try:
             place.parent.mkdir(mode=0o700, exist_ok=True)
-            with open(place, "wb", opener=_private) as file:
+            with self._turns.taken(), open(place, "wb", opener=_private) as file:
                 self._engine.logs(container_name(unit), lines=_FETCHED_LINES, into=file.fileno())
                 file.seek(0, os.SEEK_END)
                 if self._limit and file.tell() > self._limit:

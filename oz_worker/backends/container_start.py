@@ -11,10 +11,14 @@ import logging
 from oz_worker.backends.base import Unit
 from oz_worker.backends.container_order import Order, container_name
 from oz_worker.backends.patience import Patience
+from oz_worker.backends.turns import Turns
 from oz_worker.containers import Container, Engine, EngineDown, EngineError, Interrupted, NameTaken, NoSuch
 from oz_worker.errors import OzWorkerError, Stopped
 
 logger = logging.getLogger(__name__)
+
+_AT_ONCE = 8
+"""Starts at once: an engine gets no faster by more of them (two are as fast as eight [M])."""
 
 
 class StartFailed(OzWorkerError):
@@ -40,6 +44,7 @@ class Starter:
     def __init__(self, engine: Engine, patience: Patience) -> None:
         self._engine = engine
         self._patience = patience
+        self._turns = Turns(_AT_ONCE)
 
     def run(self, unit: Unit, order: Order) -> None:
         """Return once the container of *unit* runs, or has run. Blocks in the engine's program.
@@ -64,7 +69,7 @@ class Starter:
             self._judge(unit, error)
 
     def _call(self, unit: Unit, order: Order) -> None:
-        with unit.wakes() as interrupt:
+        with self._turns.taken(unit), unit.wakes() as interrupt:
             self._engine.call(
                 *order.arguments, stdin=order.transport.file, extra=order.transport.passed, interrupt=interrupt
             )

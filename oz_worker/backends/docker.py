@@ -24,12 +24,12 @@ from oz_worker.backends.container_traces import Traces
 from oz_worker.backends.container_watch import Ears, Watch
 from oz_worker.backends.environ import secrets_in, worker_environment
 from oz_worker.backends.patience import Patience
+from oz_worker.backends.turns import Turns
 from oz_worker.containers import LABEL, Container, Engine, EngineDown, EngineError, NoSuch
 from oz_worker.engines import environment_for, find_program, opened
 from oz_worker.errors import Stopped, TaskFault
 from oz_worker.model import ExitFacts, Key
 from oz_worker.settings import DockerOptions
-from oz_worker.timing import format_duration
 from oz_worker.tree import end_helpers
 from oz_worker.unreadable import patiently
 
@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 _COMMAND_TIMEOUT = 60.0
 _CLOSE_SECONDS = 3.0
 _REMEMBERED = 1000
+_AT_ONCE = 8
 
 
 class _Known(NamedTuple):
@@ -50,9 +51,9 @@ class _Known(NamedTuple):
 class Docker:
     """The backend `docker`. Its contract is `Backend`'s.
 
-    The lock guards `_units` (who is told of a container's end, and whether it is known to have run) and `_gone` (names
-    that were removed here: one that appears all the same was made late by a request of a dead program, and is removed).
-    `_ready` is touched by each unit's own thread only, `_silence` written by the watch's.
+    The lock guards `_units` (who is told of a container's end) and `_gone` (names that were removed here: one that
+    appears all the same was made late by a request of a dead program, and is removed). `_ready` is touched by each
+    unit's own thread only, `_silence` written by the watch's.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Docker:
         self._units: dict[str, _Known] = {}
         self._gone: dict[str, None] = {}
         self._ready: dict[str, Ready] = {}
+        self._removals = Turns(_AT_ONCE)
         self._silence = ""
 
     # -- the worker's life ---------------------------------------------------------------------------------------
@@ -179,8 +181,7 @@ class Docker:
         except Foreign as taken:
             self._take_over(unit, taken.container)
         except EngineDown as error:
-            limit = format_duration(self._options.engine_down_timeout)
-            raise TaskFault(container_facts.unanswered(str(error), limit)) from error
+            raise TaskFault(container_facts.unanswered(str(error), self._options.engine_down_timeout)) from error
         except StartFailed as failure:
             if last or not (isinstance(failure.error, NoSuch) or failure.created):
                 facts = container_facts.of_failed_start(
@@ -286,7 +287,8 @@ class Docker:
 
     def _remove(self, name: str) -> str:
         try:
-            self._engine.call("container", "rm", "--force", "--volumes", name)
+            with self._removals.taken():
+                self._engine.call("container", "rm", "--force", "--volumes", name)
         except NoSuch:
             return ""
         except EngineError as error:
@@ -386,8 +388,7 @@ class Docker:
             self._units.pop(name, None)
 
     def _silence_of(self, unit: Unit, why: str) -> ExitFacts:
-        limit = format_duration(self._options.engine_down_timeout)
-        return container_facts.silent(container_name(unit), why, limit)
+        return container_facts.silent(container_name(unit), why, self._options.engine_down_timeout)
 
 
 def _give_way(unit: Unit) -> None:

@@ -1,0 +1,33 @@
+"""So many at once and no more: each call of an engine's program costs a process of some 24 MB for a moment."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import Iterator
+
+from oz_worker.backends.base import Unit
+from oz_worker.errors import Stopped
+
+_LOOK_SECONDS = 0.5
+
+
+class Turns:
+    """At most *most* holders at once. Safe from any thread.
+
+    Who waits is woken by whoever is done, each of whom is bounded by the engine's timeout.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._free = threading.BoundedSemaphore(most)
+
+    @contextlib.contextmanager
+    def taken(self, unit: Unit | None = None) -> Iterator[None]:
+        """A turn. For a *unit* it is waited for only until its stop order: then Stopped, within half a second."""
+        while not self._free.acquire(timeout=_LOOK_SECONDS if unit else None):
+            if unit is not None and unit.cause is not None:
+                raise Stopped(f"unit {unit.name} was stopped while it waited for its turn")
+        try:
+            yield
+        finally:
+            self._free.release()
