@@ -15,7 +15,7 @@ from typing import Any, Iterator, Mapping, NamedTuple, Sequence
 
 from oz_worker import errand
 from oz_worker.errors import OzWorkerError
-from oz_worker.process import SpawnError
+from oz_worker.process import ProgramMissing, SpawnError, TooLong
 from oz_worker.timing import format_duration
 
 FILLER = "oz-fill-"
@@ -31,7 +31,8 @@ NO_ANSWER = re.compile(
 )
 BROKEN_OFF = re.compile(r"(?i)unexpected eof|connection reset by peer|broken pipe")
 """Words of a CLI that has lost its engine; those of the second one can be an engine's that has lost somebody else."""
-_GONE = re.compile(r"(?i)no such (container|object|volume|image)|no container with|not known|no volume with")
+_GONE = re.compile(r"(?i)no such (container|object|volume|image)|no container with|image not known|no volume with")
+_COMPLAINT = re.compile(r"(?i)\s*(error|cannot|failed|unable|docker: )")  # not a warning
 _TAKEN = re.compile(r"(?i)is already in use|name .* in use")
 _SAID_BYTES = 700
 _SIGNALLED = 128
@@ -88,6 +89,7 @@ class Container(NamedTuple):
     error: str
     volumes: tuple[str, ...]
     image: str
+    started: bool
 
     @property
     def lives(self) -> bool:
@@ -96,8 +98,8 @@ class Container(NamedTuple):
 
     @property
     def fresh(self) -> bool:
-        """Whether it was never started."""
-        return self.status in ("created", "configured", "initialized")
+        """Whether it was never started; one whose removal failed half-way does not say so by its status."""
+        return self.status in ("created", "configured", "initialized") or not (self.started or self.lives)
 
     def label(self, name: str) -> str:
         """One of our labels, "" when it is not there."""
@@ -177,8 +179,10 @@ class Engine:
                 interrupt=interrupt,
                 limit=limit,
             )
-        except SpawnError as error:
+        except (ProgramMissing, TooLong) as error:
             raise EngineError(str(error)) from error
+        except SpawnError as error:
+            raise EngineDown(str(error)) from error  # no process, no memory: that passes
         if outcome.late:
             what = f"{self.kind} {arguments[0]}"
             if interrupt >= 0 and is_readable(interrupt):
@@ -186,7 +190,7 @@ class Engine:
             raise EngineDown(f"{what} did not answer within {format_duration(timeout)}; is the engine well?")
         if outcome.code:
             refusal = self.refusal(arguments[0], outcome.code, outcome.errors or outcome.output)
-            if not (partly and isinstance(refusal, NoSuch)):
+            if not (partly and isinstance(refusal, NoSuch) and _only_gone(outcome.errors)):
                 raise refusal
         return outcome.output
 
@@ -196,7 +200,8 @@ class Engine:
         if code > _SIGNALLED and not said:
             return EngineDown(f"{self.kind} {what} was killed by signal {code - _SIGNALLED}; is there enough memory?")
         sentence = f"{self.kind} {what}: {said or f'exit code {code}'}"
-        if (NO_ANSWER.search(said) or BROKEN_OFF.search(said)) and not answered(said):
+        words = errors.decode("utf-8", "replace").splitlines()
+        if any((NO_ANSWER.search(line) or BROKEN_OFF.search(line)) and not answered(line) for line in words):
             return EngineDown(sentence, said, code)
         if _GONE.search(said):
             return NoSuch(sentence, said, code)
@@ -241,12 +246,12 @@ class Engine:
         pairs = (line.partition(" ") for line in said.decode().splitlines())
         return [(identity, name) for identity, _, name in pairs]
 
-    def inspect(self, *names: str) -> list[Container]:
-        """These containers, without those that do not exist."""
+    def inspect(self, *names: str, timeout: float = 0) -> list[Container]:
+        """These containers, without those that do not exist. *timeout* as in `call`."""
         found: list[Container] = []
         for start in range(0, len(names), 100):
             some = names[start : start + 100]
-            said = self._call(("container", "inspect", "--format", _INSPECTED, *some), partly=True)
+            said = self._call(("container", "inspect", "--format", _INSPECTED, *some), timeout=timeout, partly=True)
             found += [_container(line) for line in said.splitlines() if line.startswith(b"{")]
         return found
 
@@ -261,13 +266,13 @@ class Engine:
         given = {key: value for key, _, value in pairs if key not in ("container", "TERM", "HOSTNAME")}
         return given, list(about.get("arguments") or [])
 
-    def logs(self, name: str, *, lines: int, limit: int = 1 << 20, into: int = -1) -> bytes:
+    def logs(self, name: str, *, lines: int, limit: int = 1 << 20, into: int = -1, timeout: float = 0) -> bytes:
         """The last *lines* of what a container printed on both streams: the last *limit* bytes, or the file *into*."""
         outcome = errand.run(
             [self.program, "logs", "--tail", str(lines), name],
             environment=self.environment,
             instance=self.instance,
-            timeout=self.timeout,
+            timeout=timeout or self.timeout,
             limit=limit,
             merged=True,
             into=into,
@@ -337,6 +342,12 @@ class Engine:
         return Event(action, str(name), int(str(code)) if known else None)
 
 
+def _only_gone(errors: bytes) -> bool:
+    """Whether every line says that something does not exist: else something was not asked, and nothing is proven."""
+    lines = [line for line in errors.decode("utf-8", "replace").splitlines() if line.strip()]
+    return all(_GONE.search(line) for line in [line for line in lines if _COMPLAINT.match(line)] or lines)
+
+
 def answered(said: str) -> bool:
     """Whether an engine that is well has spoken itself."""
     return "Error response from daemon" in said and not re.search(r"containerd\.sock|shutting down", said)
@@ -357,6 +368,7 @@ def _container(line: bytes) -> Container:
             error=str(state.get("Error") or ""),
             volumes=tuple(str(one["Name"]) for one in mounts if one.get("Type") == "volume" and one.get("Name")),
             image=str(about.get("image", "")),
+            started=not str(state.get("StartedAt") or "0001-").startswith("0001-"),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise EngineError(f"the engine's program printed something unreadable: {line[:80]!r}") from error

@@ -37,6 +37,10 @@ class ProgramMissing(SpawnError):
     """The program does not exist, or may not be executed."""
 
 
+class TooLong(SpawnError):
+    """The arguments and the environment are more than a process can be given."""
+
+
 class DirectoryMissing(SpawnError):
     """The working directory does not exist, or may not be entered."""
 
@@ -356,7 +360,7 @@ def explain(error: Exception, program: str, directory: str | None) -> SpawnError
         return ProgramMissing(f"{program} is not executable; make it so with chmod +x")
     if isinstance(error, OSError) and error.errno == errno.E2BIG:
         much = "its arguments and variables, or one of them, are longer than this system takes; pass long ones in files"
-        return SpawnError(f"{program} could not be started: {much}")
+        return TooLong(f"{program} could not be started: {much}")
     if isinstance(error, OSError):
         return SpawnError(f"{program} could not be started: {error.strerror or error}")
     return SpawnError(f"{program} could not be started: {error}")  # ValueError: a NUL or a bad name

@@ -11,9 +11,12 @@ import re
 from typing import Mapping, NamedTuple
 
 _PROGRAMS_OWN = re.compile(
-    r"(?i)PATH|HOME|(LD_|DOCKER_|CONTAINER|GO|OTEL_|SSL_|SSH_|XDG_|OZ_WORKER_).*|.*_PROXY|TMPDIR"
+    r"(?i)PATH|HOME|TMPDIR|(LD_|DOCKER_|_?CONTAINER|GO|OTEL_|SSL_|SSH_|XDG_|OZ_WORKER_).*|.*_PROXY"
+    r"|(PODMAN_|STORAGE_|BUILDAH_|LISTEN_|DBUS_|REGISTR).*|NOTIFY_SOCKET"
 )
 """Names that mean something to docker, to podman, to what they are written in, or to us."""
+_QUOTED = re.compile(r"""["'\\#]|^\s|\s$""")
+"""What podman's newer versions may read as more than itself."""
 _LONGEST_LINE = 60_000
 _LONGEST_VARIABLE = 128 * 1024 - 1
 """What the kernel lets a single string of an environment be (MAX_ARG_STRLEN), without its final NUL."""
@@ -34,14 +37,14 @@ class Transport(NamedTuple):
 def transport(environment: Mapping[str, str], *, podman: bool) -> Transport:
     """Send each variable the way that is exact for it. Raises ValueError with a sentence naming one that has none.
 
-    podman's newer versions read quotes in the file, so there only names that must not reach the program go by file.
+    podman's newer versions read quotes in the file, so there values with any take the other way where the name allows.
     """
     lines: list[bytes] = []
     passed: dict[str, str] = {}
     for name, value in environment.items():
         line = f"{name}={value}".encode("utf-8", "surrogateescape")
         own = _PROGRAMS_OWN.fullmatch(name) is not None
-        if _fits_a_line(name, value, line) and (own or not podman):
+        if _fits_a_line(name, value, line) and (own or not podman or not _QUOTED.search(value)):
             lines.append(line)
         elif own or (podman and "*" in name):
             raise ValueError(

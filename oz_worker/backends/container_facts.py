@@ -7,7 +7,7 @@ from oz_worker.containers import Container, EngineError
 from oz_worker.model import ExitFacts, Reason
 from oz_worker.timing import format_duration
 
-_KILLED = 137
+_KILLED, _LOST = 137, 255
 _NEVER_RAN = "the worker stopped before the container was started; run it again"
 
 
@@ -33,6 +33,8 @@ def of_container(container: Container) -> ExitFacts:
 def _hint(code: int) -> str:
     if code == _KILLED:
         return ", that is, it was killed from outside, or the host ran out of memory"
+    if code == _LOST:
+        return ", which is also what an engine says of a container that died with its host"
     return ""
 
 

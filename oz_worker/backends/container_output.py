@@ -13,6 +13,8 @@ from oz_worker.containers import Engine, EngineError
 _TAIL_LINES = 200
 _FETCHED_LINES = 200_000
 _AT_ONCE = 8
+_TAIL_SECONDS = 10.0
+"""The report waits for the tail, so not for long."""
 
 
 class ContainerOutput:
@@ -32,7 +34,9 @@ class ContainerOutput:
         """The end of it; b"" when there is none, or the engine cannot say."""
         try:
             with self._turns.taken():
-                return self._engine.logs(container_name(unit), lines=_TAIL_LINES, limit=1 << 20)[-limit:]
+                return self._engine.logs(container_name(unit), lines=_TAIL_LINES, limit=1 << 20, timeout=_TAIL_SECONDS)[
+                    -limit:
+                ]
         except EngineError:
             return b""
 

@@ -32,12 +32,19 @@ class Orphans:
         self._engine = engine
         self._labels = labels
         self._absent_since: dict[str, float] = {}  # by container id, monotonic
+        self._adopted: set[str] = set()  # ids of what other instances made and this one holds; only ever added to
         self.absent_seconds = ABSENT_SECONDS if absent_seconds is None else absent_seconds
 
     def ours(self, containers: Iterable[Container]) -> list[Container]:
         """The tasks among *containers* that this instance made or adopted, without those that another adopted."""
         listed = list(containers)
-        return [one for one in _tasks(listed) if _holder(one, listed).label("instance") == self._labels["instance"]]
+        found = [one for one in _tasks(listed) if self._is_ours(_holder(one, listed))]
+        self._adopted.update(one.id for one in found if not self._is_ours(one))
+        return found
+
+    def holds(self, container: Container, unit: str) -> bool:
+        """Whether this is the container of *unit*, and this instance's to end and to remove. Safe from any thread."""
+        return container.label("unit") == unit and (self._is_ours(container) or container.id in self._adopted)
 
     def adopt(self, listed: list[Container]) -> list[Container]:
         """Take over what has had no owner for long enough; what was won just now. Raises EngineError."""
@@ -74,6 +81,7 @@ class Orphans:
             self._engine.call("create", "--pull", "never", "--name", name, *labelled(labels), unit.image, "true")
         except NameTaken:
             return False
+        self._adopted.add(unit.id)
         logger.warning("took over the container %s, whose worker is gone", unit.name)
         return True
 

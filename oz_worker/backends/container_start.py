@@ -59,8 +59,14 @@ class Starter:
             self._call(unit, order)
         except Interrupted:
             raise Stopped(f"unit {unit.name} was stopped while its container was made") from None
-        except NameTaken:
-            if not self._exists(unit):
+        except NameTaken as error:
+            try:
+                exists = self._exists(unit)
+            except EngineDown:
+                raise
+            except EngineError as refused:
+                raise StartFailed(refused, created=True) from error
+            if not exists:
                 self._call_again(unit, order)
         except EngineDown:
             if not self._exists(unit):
@@ -90,16 +96,22 @@ class Starter:
         container = self._look(unit)
         if container is None:
             return False
-        if container.label("instance") != unit.instance or container.label("unit") != unit.name:
+        if not _is_of(container, unit):
             raise Foreign(container)
-        return not container.fresh or not self.fence(container.name)
+        return not container.fresh or not self.fence(container.id)
 
     def _judge(self, unit: Unit, error: EngineError) -> None:
         """The engine refused. Raises StartFailed unless the container runs all the same."""
         container = self._look(unit)
-        if container is None:
+        if container is None or not _is_of(container, unit):
             raise StartFailed(error, created=False)
-        if container.fresh and self.fence(container.name):
+        try:
+            never = container.fresh and self.fence(container.id)
+        except EngineDown:
+            raise
+        except EngineError as refused:
+            raise StartFailed(refused, created=True) from error
+        if never:
             raise StartFailed(error, created=True)
         logger.info("unit %s: its container runs, although its start was answered by: %s", unit.name, error)
 
@@ -109,7 +121,8 @@ class Starter:
     def fence(self, name: str) -> bool:
         """Remove a container that was only created: True proves that it never ran and never will (rule 5).
 
-        Without force the engine refuses to remove one that runs, which is the answer.
+        Without force the engine refuses to remove one that runs: then it was started meanwhile. Raises EngineError when
+        it refuses for another reason.
         """
         try:
             self._engine.call("container", "rm", "--volumes", name)
@@ -118,6 +131,13 @@ class Starter:
         except EngineDown:
             raise
         except EngineError as error:
+            container = next(iter(self._engine.inspect(name)), None)
+            if container is not None and container.fresh:
+                raise
             logger.info("%s was started meanwhile: %s", name, error)
-            return False
+            return container is None
         return True
+
+
+def _is_of(container: Container, unit: Unit) -> bool:
+    return container.label("instance") == unit.instance and container.label("unit") == unit.name

@@ -72,7 +72,7 @@ class Watch:
         self._codes: dict[str, int] = {}  # exit codes that events told of; this thread's only
         self._stopping = False
         self._due = 0.0  # monotonic time of the next list; written by anybody, a late look costs nothing
-        self._answered = time.monotonic()
+        self._silent_since: float | None = None  # this thread's only: when the first call went unanswered
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -113,7 +113,8 @@ class Watch:
                     self._listen()
                     pauses = backoff(FIRST_PAUSE, LONGEST_PAUSE, random.Random())
                 except (EngineError, SpawnError) as error:
-                    self._ears.silent(time.monotonic() - self._answered, str(error))
+                    self._silent_since = self._silent_since or time.monotonic()
+                    self._ears.silent(time.monotonic() - self._silent_since, str(error))
                 if not self._stopping:
                     self._wait(next(pauses))
         finally:
@@ -173,7 +174,7 @@ class Watch:
         with self._lock:
             judged = dict(self._followed)
         found = self._engine.containers(f"label={self._label}")
-        self._answered = time.monotonic()
+        self._silent_since = None
         self._ears.answers()
         self._ears.listed(found)
         present = {container.name: container for container in found}
@@ -198,15 +199,15 @@ class Watch:
             elif event.action == "create":
                 self._ears.made(event.name)
         with self._lock:
-            wanted = [name for name in died if name in self._followed]
-        if wanted:
-            for container in self._engine.inspect(*wanted):
-                self._judge(container)
+            wanted = [name for name in dict.fromkeys([*died, *removed]) if name in self._followed]
+            existed = {name for name in removed if self._followed.get(name, False)}
+        present = self._engine.inspect(*wanted) if wanted else []
+        for container in present:
+            self._judge(container)
+        # An event may be old: of a container before the one that bears the name now.
+        for name in existed - {container.name for container in present}:
+            self._vanished(name)
         for name in removed:
-            with self._lock:
-                existed = self._followed.get(name, False)
-            if existed:
-                self._vanished(name)
             self._codes.pop(name, None)
             self._ears.removed(name)
 

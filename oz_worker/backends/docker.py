@@ -7,6 +7,7 @@ process but an entry in the watch and the thread of its task.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from pathlib import Path
@@ -31,7 +32,7 @@ from oz_worker.errors import Stopped, TaskFault
 from oz_worker.model import ExitFacts, Key
 from oz_worker.settings import DockerOptions
 from oz_worker.tree import end_helpers
-from oz_worker.unreadable import patiently
+from oz_worker.unreadable import Unreadable, patiently
 
 logger = logging.getLogger(__name__)
 
@@ -77,9 +78,9 @@ class Docker:
         self._on_death = on_death
         self._lock = threading.Lock()
         self._units: dict[str, _Known] = {}
-        self._gone: dict[str, None] = {}
+        self._gone: dict[str, Unit] = {}
         self._ready: dict[str, Ready] = {}
-        self._removals = Turns(_AT_ONCE)
+        self._turns = Turns(_AT_ONCE)
         self._silence = ""
 
     # -- the worker's life ---------------------------------------------------------------------------------------
@@ -116,9 +117,9 @@ class Docker:
         self._traces = Traces(self._directory, self._worker_id)
         self._traces.open()
         self._starter = Starter(engine, self._patience)
-        self._stopper = Stopper(engine, self._starter.fence)
-        self._output = ContainerOutput(engine, self._traces, self._log_max)
         self._orphans = Orphans(engine, self._labels)
+        self._stopper = Stopper(engine, self._starter.fence, self._orphans.holds)
+        self._output = ContainerOutput(engine, self._traces, self._log_max)
         ears = Ears(
             ended=self._ended,
             vanished=self._vanished,
@@ -135,6 +136,8 @@ class Docker:
     def close(self) -> None:
         """Stop the watch; containers run on."""
         self._watch.stop(_CLOSE_SECONDS)
+        with contextlib.suppress(Unreadable):
+            end_helpers(self._instance)  # what hangs with the engine would outlive us
 
     def unavailable(self) -> str:
         """Why no work can be taken just now."""
@@ -221,23 +224,37 @@ class Docker:
     def attach(self, unit: Unit) -> None:
         """Take up a container of an earlier process; one that was only created is fenced (rule 5)."""
         try:
-            self._patience.persist(lambda: self._attach(unit), unit)
+            with self._turns.taken(unit):
+                self._patience.persist(lambda: self._attach(unit), unit)
         except Stopped:
             return  # `stop` is next
-        except EngineError as error:
+        except EngineDown as error:
             unit.ended(self._silence_of(unit, str(error)))
 
     def _attach(self, unit: Unit) -> None:
-        name = container_name(unit)
-        container = self._inspect(name)
-        if container is None:
-            started = self._traces.was_started(unit)
-            unit.ended(container_facts.vanished(name, None) if started else container_facts.never_ran())
-        elif container.fresh and self._starter.fence(name):
-            unit.ended(container_facts.never_ran())
-        else:
-            unit.secrets = secrets_in(*self._engine.environment_of(name))
-            self._follow(unit)
+        """Raises EngineDown also for a refusal: nothing that an engine cannot say just now ends a running task."""
+        try:
+            container = self._held(unit)
+            if container is None:
+                started = self._traces.was_started(unit)
+                name = container_name(unit)
+                unit.ended(container_facts.vanished(name, None) if started else container_facts.never_ran())
+            elif container.fresh and self._starter.fence(container.id):
+                unit.ended(container_facts.never_ran())
+            else:
+                unit.secrets = self._secrets_of(container)
+                self._follow(unit)
+        except EngineDown:
+            raise
+        except EngineError as error:
+            raise EngineDown(str(error), error.said) from error
+
+    def _secrets_of(self, container: Container) -> tuple[str, ...] | None:
+        try:
+            return secrets_in(*self._engine.environment_of(container.id))
+        except EngineError as error:
+            logger.warning("the output of %s will not be shown, its secrets cannot be read: %s", container.name, error)
+            return None
 
     def _follow(self, unit: Unit) -> None:
         name = container_name(unit)
@@ -269,9 +286,11 @@ class Docker:
         self._ready.pop(unit.name, None)
         if keep:
             return ""
-        troubles = [self._remove(name)]
+        if self._silence:
+            return f"container {name} is removed later: {self._silence}"
+        troubles = [self._remove(unit)]
         if not troubles[0]:
-            self._note_gone(name)
+            self._note_gone(name, unit)
         spec = unit.spec
         if spec is None or any(sidecar.read_write for sidecar in spec.sidecars):
             troubles.append(self._supplies.sidecars.drop_private(unit))
@@ -279,20 +298,22 @@ class Docker:
             troubles.append(self._traces.forget(unit))
         return "; ".join(filter(None, troubles))
 
-    def _note_gone(self, name: str) -> None:
+    def _note_gone(self, name: str, unit: Unit) -> None:
         with self._lock:
-            self._gone[name] = None
+            self._gone[name] = Unit(unit.name, unit.instance, unit.key)
             for old in list(self._gone)[:-_REMEMBERED]:
                 del self._gone[old]
 
-    def _remove(self, name: str) -> str:
+    def _remove(self, unit: Unit) -> str:
+        """By its id, and only what is held here: another's container may bear the name of a unit that was refused."""
         try:
-            with self._removals.taken():
-                self._engine.call("container", "rm", "--force", "--volumes", name)
+            with self._turns.taken():
+                if (container := self._held(unit)) is not None:
+                    self._engine.call("container", "rm", "--force", "--volumes", container.id)
         except NoSuch:
             return ""
         except EngineError as error:
-            return f"container {name} was not removed: {error}"
+            return f"container {container_name(unit)} was not removed: {error}"
         return ""
 
     def output_at(self, unit: Unit) -> str:
@@ -304,8 +325,8 @@ class Docker:
         return self._output.tail(unit, limit)
 
     def collect(self, unit: Unit) -> str:
-        """Fetch the output from the engine."""
-        return self._output.collect(unit)
+        """Fetch the output from the engine, if it answers at all."""
+        return self._silence or self._output.collect(unit)
 
     def recover(self) -> Sequence[Found]:
         """List the units of this instance: containers, and those of which there is none. Raises EngineError."""
@@ -345,11 +366,11 @@ class Docker:
     def _made(self, name: str) -> None:
         """A container that was removed here and exists all the same was made late, by a request of a dead program."""
         with self._lock:
-            removed = name in self._gone
-        # What tells of it may be older than its removal: only one that exists now is another one.
-        if removed and self._inspect(name) is not None:
+            removed = self._gone.get(name)
+        # What tells of it may be older than its removal: only one that exists now, and is ours, is another one.
+        if removed is not None and self._held(removed) is not None:
             logger.warning("removing %s, which was made after its task had ended", name)
-            self._remove(name)
+            self._remove(removed)
 
     def _silent(self, seconds: float, why: str) -> None:
         if not self._silence:
@@ -374,8 +395,10 @@ class Docker:
         """Everything of this worker id, of every instance: filters are ANDed, so the instance is chosen in code."""
         return self._engine.containers(f"label={LABEL}worker={self._worker_id}")
 
-    def _inspect(self, name: str) -> Container | None:
-        return next(iter(self._engine.inspect(name)), None)
+    def _held(self, unit: Unit) -> Container | None:
+        """The unit's container, if this instance made or adopted it."""
+        found = self._engine.inspect(container_name(unit))
+        return next((one for one in found if self._orphans.holds(one, unit.name)), None)
 
     def _unit(self, name: str) -> Unit | None:
         with self._lock:

@@ -7,6 +7,7 @@ import threading
 from typing import Iterator
 
 from oz_worker.backends.base import Unit
+from oz_worker.containers import EngineDown
 from oz_worker.errors import Stopped
 
 _LOOK_SECONDS = 0.5
@@ -22,10 +23,15 @@ class Turns:
         self._free = threading.BoundedSemaphore(most)
 
     @contextlib.contextmanager
-    def taken(self, unit: Unit | None = None) -> Iterator[None]:
-        """A turn. For a *unit* it is waited for only until its stop order: then Stopped, within half a second."""
-        while not self._free.acquire(timeout=_LOOK_SECONDS if unit else None):
-            if unit is not None and unit.cause is not None:
+    def taken(self, unit: Unit | None = None, wait: float | None = None) -> Iterator[None]:
+        """A turn. For a *unit* it is waited for only until its stop order: then Stopped, within half a second.
+
+        *wait* is for how many seconds at most: then EngineDown, because turns that long mean an engine that hangs.
+        """
+        while not self._free.acquire(timeout=_LOOK_SECONDS if unit else wait):
+            if unit is None:
+                raise EngineDown("the engine has been busy with other calls all the time")
+            if unit.cause is not None:
                 raise Stopped(f"unit {unit.name} was stopped while it waited for its turn")
         try:
             yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -227,7 +228,9 @@ def test_the_output_is_fetched_at_the_end_and_cut(site: DockerSite) -> None:
 
 def test_a_rm_that_hangs_costs_no_other_unit(site: DockerSite) -> None:
     hung = site.unit("exit 0")
-    body = f'case "$*" in *"rm --force"*"{hung.name}"*) exec sleep 1000;; esac'
+    name = '"$REAL" container inspect --format "{{.Name}}" "$last" 2>/dev/null'
+    hang = f'for last; do :; done; case "$({name})" in /oz-{hung.name}) exec sleep 1000;; esac'
+    body = f'case "$*" in *"rm --force"*) {hang};; esac'
     backend = site.open(path=site.fake_docker(body), command_timeout=2.0)
     begin(backend, hung)
     hung.wait_for_end_or_stop(PATIENCE)
@@ -307,6 +310,58 @@ def test_two_workers_on_one_engine_touch_only_their_own(site: DockerSite) -> Non
     assert two.clean_up(other, keep=False) == ""
     assert site.engine.read("inspect", "--format", "{{.State.Running}}", stranger) == "true"
     site.engine.cli("rm", "--force", stranger)
+
+
+def test_a_unit_that_was_refused_because_another_has_it_leaves_that_one_alone(site: DockerSite) -> None:
+    mine, theirs = site.open(instance="one"), site.open(instance="two")
+    first = site.unit(f"echo up > {site.root}/up; sleep 1000", instance="one")
+    begin(mine, first)
+    written(site.root / "up")
+    second = Unit(first.name, "two", first.key, first.spec)
+    with pytest.raises(TaskFault, match="belongs to instance one"):
+        begin(theirs, second)
+    assert theirs.clean_up(second, keep=False) == ""
+    second.order_stop(Cause.CANCEL, 0.1)
+    assert theirs.stop(second).remains == ""
+    assert site.running(first)
+    assert first.facts is None
+    first.order_stop(Cause.CANCEL, 0.1)
+    assert mine.stop(first).remains == ""
+    assert mine.clean_up(first, keep=False) == ""
+
+
+def test_a_key_that_goes_to_another_worker_later_is_not_taken_for_a_late_container(site: DockerSite) -> None:
+    mine, theirs = site.open(instance="one"), site.open(instance="two")
+    first = site.unit("exit 0", instance="one")
+    assert facts(mine, first).code == 0
+    spec = first.spec
+    assert spec is not None
+    script = f"echo up > {site.root}/up; while [ ! -e {site.root}/go ]; do sleep 0.05; done; exit 5"
+    again = dataclasses.replace(spec, environment={**spec.environment, "AGENT_SCRIPT": script})
+    second = Unit(first.name, "two", first.key, again)
+    begin(theirs, second)
+    written(site.root / "up")
+    mine._watch.look()
+    assert facts(mine, site.unit("exit 0", instance="one")).code == 0, "its watch has seen the other one by now"
+    (site.root / "go").touch()
+    assert ended(theirs, second).code == 5
+
+
+def test_a_container_that_never_ran_and_cannot_be_removed_is_a_failed_start(site: DockerSite) -> None:
+    once = site.root / "once"
+    create = 'shift; for a do case "$a" in --detach) ;; *) set -- "$@" "$a";; esac; shift; done; "$REAL" create "$@"'
+    refuse = 'echo "Error response from daemon: device or resource busy" >&2; exit 1'
+    body = f"""case "$1 $2" in
+    "run --detach") touch {once}; {create} >/dev/null; echo "Error response from daemon: passing" >&2; exit 125;;
+    "container rm") [ "$3" = --force ] || {{ {refuse}; }};;
+    esac"""
+    backend = site.open(path=site.fake_docker(body))
+    unit = site.unit("exit 0")
+    with pytest.raises(TaskFault, match="could not be started"):
+        begin(backend, unit)
+    assert site.state(unit) == "created"
+    assert backend.clean_up(unit, keep=False) == ""
+    assert site.state(unit) == ""
 
 
 def test_an_engine_that_cannot_be_used_is_said_with_the_cure(site: DockerSite, tmp_path: Path) -> None:

@@ -184,6 +184,7 @@ def test_an_engine_that_stays_away_ends_the_wait_with_a_clear_reason(away: Away)
     running.order_stop(Cause.SHUTDOWN, 0.1)
     eventually(lambda: backend.stop(running).remains == "")
     assert not away.running(running)
+    eventually(lambda: not backend.unavailable())
     for one in (running, unit):
         assert backend.clean_up(one, keep=False) == ""
 

@@ -156,13 +156,14 @@ def test_each_variable_takes_the_way_that_is_exact_for_it() -> None:
     assert sent.arguments()[2:] == [word for name in sent.passed for word in ("-e", name)]
 
 
-def test_podman_is_given_by_file_only_what_must_not_reach_its_program() -> None:
+def test_podman_is_given_by_file_what_is_plain_and_what_must_not_reach_its_program() -> None:
     sent = transport(ODD, podman=True)
     assert [line.partition(b"=")[0] for line in sent.file.splitlines()] == [
         b"PATH",
         b"HOME",
         b"DOCKER_HOST",
         b"https_proxy",
+        b"EMPTY",
     ]
 
 

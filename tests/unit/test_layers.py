@@ -58,6 +58,8 @@ LATE = ("psutil", "requests", "http.server", "websockets", "oz_worker.devplane",
 
 LONG_FILES: dict[str, str] = {
     "oz_worker/engine/admission.py": "every decision about an assignment or a cancel, which must be seen side by side",
+    "oz_worker/containers.py": "every call of an engine's program and every word it may answer, judged in one place",
+    "oz_worker/backends/docker.py": "the contract of a backend, a short method for each of its promises",
     "oz_worker/engine/task.py": "one task's thread from start to end, whose order is what there is to read",
 }
 """Files over 400 lines, with the reason."""
