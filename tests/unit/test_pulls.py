@@ -12,7 +12,7 @@ DOCKER = Engine("docker", "docker", environment={}, instance="i", timeout=1)
 PODMAN = Engine("podman", "podman", environment={}, instance="i", timeout=1)
 D = "Error response from daemon: "
 P = "Error: initializing source docker://r.test/t/a:1: "
-HUB = "registry-1.docker.io"
+HUB = "registry.example"
 
 SAID = [
     (DOCKER, D + "manifest for r.test:5000/t/a:nope not found: manifest unknown: manifest unknown", Why.MISSING),
