@@ -123,7 +123,9 @@ class Place:
     def bare_start(self, mark: str, run: str = "") -> subprocess.Popen[bytes]:
         """The same agent without a worker."""
         environment = {**self.environment(), **self.marks(mark, run)}
-        return subprocess.Popen([str(self.agent), "agent", "run"], env=environment, start_new_session=True)
+        null = subprocess.DEVNULL  # what is left of it must not hold our own output open
+        command = [str(self.agent), "agent", "run"]
+        return subprocess.Popen(command, env=environment, start_new_session=True, stdin=null, stdout=null, stderr=null)
 
     def _read_starts(self) -> None:
         rest = b""

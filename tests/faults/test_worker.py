@@ -38,7 +38,8 @@ def test_the_third_signal_leaves_at_once_and_the_next_worker_ends_what_was_begun
     worker.wait_log("ending all tasks")
     for number in (signal.SIGSTOP, signal.SIGINT, signal.SIGTERM, signal.SIGCONT):
         worker.send(number)
-    assert worker.exit_code() == 143
+    # Each may be delivered to another thread, so either can be the third.
+    assert worker.exit_code() in (130, 143)
     assert "killing all tasks" in worker.log
     assert not task.ended
     rig.config["stop_grace"] = "200ms"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from oz_worker.devplane.image import machine_files, make_layer
+from tests.engines.client import find_program
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="images are made of Linux programs")
 
@@ -22,7 +23,7 @@ def test_the_machine_s_own_files_run_where_nothing_else_is(tmp_path: Path) -> No
     layer = make_layer(found.files, found.links)
     subprocess.run(["tar", "--extract", "--directory", str(tmp_path)], input=layer, check=True, timeout=60)
     script = "import http.client, select, subprocess, sys; print(sys.version); print(subprocess.getoutput('echo hi'))"
-    inside = ["chroot", str(tmp_path), found.python, "-I", "-S", "-c", script]
+    inside = [find_program("chroot"), str(tmp_path), found.python, "-I", "-S", "-c", script]
     ended = subprocess.run(inside, capture_output=True, text=True, timeout=60, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout == f"{sys.version}\nhi\n"
