@@ -6,23 +6,42 @@ Everything is said in this file's words: a container, a volume, an event; no cal
 
 from __future__ import annotations
 
-import json
+import logging
 import re
 import select
 from datetime import datetime, timezone
 from types import MappingProxyType
-from typing import Any, Iterator, Mapping, NamedTuple, Sequence
+from typing import Any, Iterator, Mapping, Sequence
 
 from oz_worker import errand
-from oz_worker.errors import OzWorkerError
+from oz_worker.engine_words import (
+    INSPECTED,
+    LABEL,
+    LISTED,
+    UNCLEAR,
+    Container,
+    EngineDown,
+    EngineError,
+    Event,
+    Facts,
+    Image,
+    Interrupted,
+    NameTaken,
+    NoSuch,
+    container_of,
+    listed_of,
+    object_of,
+)
 from oz_worker.process import ProgramMissing, SpawnError, TooLong
 from oz_worker.timing import format_duration
+
+logger = logging.getLogger(__name__)
 
 FILLER = "oz-fill-"
 """Before the name of a container into which files are copied. Docker lets every question about one wait until the copy
 has ended (`container inspect` hung for as long as a `cp` did, `ps` did not), so none of these is ever looked at."""
-LABEL = "oz-worker."
-"""Before every label of ours (names.md): instance, worker, task, execution, unit, role, owner."""
+LOOK_TIMEOUT = 10.0
+"""Seconds for a question of which the answer is no more than a look, where others wait for it."""
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 NO_ANSWER = re.compile(
@@ -35,93 +54,9 @@ _GONE = re.compile(r"(?i)no such (container|object|volume|image)|no container wi
 _COMPLAINT = re.compile(r"(?i)\s*(error|cannot|failed|unable|docker: )")  # not a warning
 _TAKEN = re.compile(r"(?i)is already in use|name .* in use")
 _SAID_BYTES = 700
+_UNANSWERED_AT_MOST = 3
+_ONE_SECONDS = 3.0
 _SIGNALLED = 128
-_INSPECTED = (
-    '{"id":{{json .ID}},"name":{{json .Name}},"state":{{json .State}},"labels":{{json .Config.Labels}},'
-    '"mounts":{{json .Mounts}},"image":{{json .Image}}}'
-)
-
-
-class EngineError(OzWorkerError):
-    """The engine refused; `said` are its own words, `code` the exit code of its program."""
-
-    def __init__(self, sentence: str, said: str = "", code: int | None = None) -> None:
-        super().__init__(sentence)
-        self.said = said or sentence
-        self.code = code
-
-
-class EngineDown(EngineError):
-    """Nothing is known of what was asked: the engine is stopped, hangs, or cannot be reached."""
-
-
-class NoSuch(EngineError):
-    """What was named does not exist."""
-
-
-class NameTaken(EngineError):
-    """A container of this name exists already."""
-
-
-class Interrupted(EngineDown):
-    """The caller's `interrupt` came first; nothing is known of what was asked."""
-
-
-class Facts(NamedTuple):
-    """What an engine says of itself. `clock` is its time, as `--since` takes it."""
-
-    system: str
-    architecture: str
-    version: str
-    log_driver: str
-    clock: str
-
-
-class Container(NamedTuple):
-    """One container as it is just now. `status` is created, running, exited...; `error` why it could not be started."""
-
-    id: str
-    name: str
-    labels: Mapping[str, str]
-    status: str
-    code: int
-    oom: bool
-    error: str
-    volumes: tuple[str, ...]
-    image: str
-    started: bool
-
-    @property
-    def lives(self) -> bool:
-        """Whether its main process exists."""
-        return self.status in ("running", "paused", "restarting", "stopping")
-
-    @property
-    def fresh(self) -> bool:
-        """Whether it was never started; one whose removal failed half-way does not say so by its status."""
-        return self.status in ("created", "configured", "initialized") or not (self.started or self.lives)
-
-    def label(self, name: str) -> str:
-        """One of our labels, "" when it is not there."""
-        return self.labels.get(LABEL + name, "")
-
-
-class Image(NamedTuple):
-    """One image as the engine has it. `digests` are those it was pulled by (`name@sha256:...`); any text may be ""."""
-
-    id: str
-    digests: tuple[str, ...]
-    system: str
-    architecture: str
-    variant: str
-
-
-class Event(NamedTuple):
-    """Something happened to a container: `action` is create, start, die or destroy."""
-
-    action: str
-    name: str
-    code: int | None
 
 
 class Engine:
@@ -214,12 +149,12 @@ class Engine:
     def facts(self) -> Facts:
         """What the engine is. Raises EngineError."""
         if self._podman:
-            about = _object(self.call("info", "--format", "json"))
+            about = object_of(self.call("info", "--format", "json"))
             host = about.get("host", {})
             clock = datetime.now(timezone.utc).isoformat()  # it has no daemon: its clock is ours
             version = about.get("version", {}).get("Version", "")
             return Facts(host.get("os", ""), host.get("arch", ""), version, host.get("logDriver", ""), clock)
-        about = _object(self.call("info", "--format", "{{json .}}"))
+        about = object_of(self.call("info", "--format", "{{json .}}"))
         if not about.get("SystemTime"):  # some versions exit with 0 although nothing answered
             said = "; ".join(about.get("ServerErrors") or ["no answer"])
             raise EngineDown(f"docker info: {said}", said)
@@ -234,34 +169,62 @@ class Engine:
 
     def containers(self, *filters: str) -> list[Container]:
         """All containers, in any state, that every one of *filters* (`label=a=b`, `volume=x`) fits; no fillers."""
-        return self.inspect(*(one for one, name in self._listed(filters) if not name.startswith(FILLER)))
+        return self.inspect(*(one.id for one in self._listed(filters) if not one.name.startswith(FILLER)))
 
     def fillers(self, *filters: str) -> list[str]:
         """The names of the fillers that every one of *filters* fits."""
-        return [name for _, name in self._listed(filters) if name.startswith(FILLER)]
+        return [one.name for one in self._listed(filters) if one.name.startswith(FILLER)]
 
-    def _listed(self, filters: Sequence[str]) -> list[tuple[str, str]]:
+    def overview(self, *filters: str) -> list[Container]:
+        """Like `containers`, without volumes, and never held up by a single one: what `ps` says of those that live.
+
+        How the others ended is asked of each by itself where asking for all together gets no answer; it is UNCLEAR
+        where that gets none either. Raises EngineError.
+        """
+        listed = [one for one in self._listed(filters) if not one.name.startswith(FILLER)]
+        over = [one for one in listed if not (one.lives or one.fresh)]
+        ends = {one.id: one for one in self._ends(over)}
+        return [ends.get(one.id, one) for one in listed if one.id in ends or one not in over]
+
+    def _ends(self, over: Sequence[Container]) -> list[Container]:
+        """These containers, without what is gone meanwhile."""
+        try:
+            return self.inspect(*(one.id for one in over), timeout=LOOK_TIMEOUT)
+        except EngineDown as error:
+            logger.info("asking for each container by itself: %s", error)
+        found: list[Container] = []
+        unanswered = 0
+        for one in over:
+            try:
+                if unanswered < _UNANSWERED_AT_MOST:
+                    found += self.inspect(one.id, timeout=_ONE_SECONDS)
+                    continue
+            except EngineDown:
+                unanswered += 1
+            found.append(one._replace(status=UNCLEAR))
+        return found
+
+    def _listed(self, filters: Sequence[str]) -> list[Container]:
         chosen = [part for one in filters for part in ("--filter", one)]
-        said = self.call("ps", "--all", "--no-trunc", "--format", "{{.ID}} {{.Names}}", *chosen, limit=8 << 20)
-        pairs = (line.partition(" ") for line in said.decode().splitlines())
-        return [(identity, name) for identity, _, name in pairs]
+        said = self.call("ps", "--all", "--no-trunc", "--format", LISTED[self.kind], *chosen, limit=64 << 20)
+        return [listed_of(line) for line in said.splitlines() if line.strip()]
 
     def inspect(self, *names: str, timeout: float = 0) -> list[Container]:
         """These containers, without those that do not exist. *timeout* as in `call`."""
         found: list[Container] = []
         for start in range(0, len(names), 100):
             some = names[start : start + 100]
-            said = self._call(("container", "inspect", "--format", _INSPECTED, *some), timeout=timeout, partly=True)
-            found += [_container(line) for line in said.splitlines() if line.startswith(b"{")]
+            said = self._call(("container", "inspect", "--format", INSPECTED, *some), timeout=timeout, partly=True)
+            found += [container_of(line) for line in said.splitlines() if line.startswith(b"{")]
         return found
 
     def environment_of(self, name: str) -> tuple[dict[str, str], list[str]]:
         """The environment and the arguments a container was given, for the redactor alone: without its image's own."""
         form = '{"environment":{{json .Config.Env}},"arguments":{{json .Config.Cmd}},"image":{{json .Image}}}'
-        about = _object(self.call("container", "inspect", "--format", form, name, limit=16 << 20))
+        about = object_of(self.call("container", "inspect", "--format", form, name, limit=16 << 20))
         form = '{"environment":{{json .Config.Env}}}'
         said = self._call(("image", "inspect", "--format", form, str(about.get("image"))), partly=True)
-        known = set((_object(said).get("environment") or []) if said.strip() else [])
+        known = set((object_of(said).get("environment") or []) if said.strip() else [])
         pairs = (entry.partition("=") for entry in about.get("environment") or [] if entry not in known)
         given = {key: value for key, _, value in pairs if key not in ("container", "TERM", "HOSTNAME")}
         return given, list(about.get("arguments") or [])
@@ -293,7 +256,7 @@ class Engine:
             said = self.call("image", "inspect", *chosen, "--", reference, interrupt=interrupt, limit=8 << 20)
         except NoSuch:
             return None
-        about = _object(said)
+        about = object_of(said)
         return Image(
             str(about.get("Id") or ""),
             tuple(str(digest) for digest in about.get("RepoDigests") or []),
@@ -309,7 +272,7 @@ class Engine:
         """
         if not self._podman:
             return ""
-        store = _object(self.call("info", "--format", "json")).get("store") or {}
+        store = object_of(self.call("info", "--format", "json")).get("store") or {}
         return str(store.get("imageCopyTmpDir") or self.environment.get("TMPDIR") or "/var/tmp")
 
     # -- events --------------------------------------------------------------------------------------------------
@@ -325,7 +288,7 @@ class Engine:
     def event(self, line: bytes) -> Event | None:
         """One line of the stream, None for what is none of the four."""
         try:
-            return self._event(_object(line))
+            return self._event(object_of(line))
         except (EngineError, AttributeError, TypeError):
             return None
 
@@ -353,44 +316,11 @@ def answered(said: str) -> bool:
     return "Error response from daemon" in said and not re.search(r"containerd\.sock|shutting down", said)
 
 
-def _container(line: bytes) -> Container:
-    about = _object(line)
-    try:
-        state = about.get("state") or {}
-        mounts = about.get("mounts") or []
-        return Container(
-            id=str(about["id"]),
-            name=str(about["name"]).lstrip("/"),
-            labels=about.get("labels") or {},
-            status=str(state.get("Status", "")),
-            code=int(state.get("ExitCode") or 0) & 0xFF,
-            oom=bool(state.get("OOMKilled")),
-            error=str(state.get("Error") or ""),
-            volumes=tuple(str(one["Name"]) for one in mounts if one.get("Type") == "volume" and one.get("Name")),
-            image=str(about.get("image", "")),
-            started=not str(state.get("StartedAt") or "0001-").startswith("0001-"),
-        )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise EngineError(f"the engine's program printed something unreadable: {line[:80]!r}") from error
-
-
 def labelled(labels: Mapping[str, str]) -> Iterator[str]:
     """The arguments that put labels of ours on something new."""
     for name, value in labels.items():
         yield "--label"
         yield f"{LABEL}{name}={value}"
-
-
-def _object(text: bytes) -> dict[str, Any]:
-    try:
-        about = json.loads(text)
-    except ValueError as error:
-        raise EngineError(f"the engine's program printed something unreadable: {text[:80]!r}") from error
-    if isinstance(about, list) and len(about) == 1:
-        about = about[0]
-    if not isinstance(about, dict):
-        raise EngineError(f"the engine's program printed something unreadable: {text[:80]!r}")
-    return about
 
 
 def last_words(errors: bytes) -> str:

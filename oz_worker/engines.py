@@ -7,7 +7,8 @@ import os
 import shutil
 from typing import Mapping
 
-from oz_worker.containers import Engine, EngineError, Facts
+from oz_worker.containers import Engine
+from oz_worker.engine_words import EngineError, Facts
 from oz_worker.errors import NotUsable
 
 _DOCKER = ("DOCKER_HOST", "docker context ls")

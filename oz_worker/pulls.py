@@ -9,16 +9,8 @@ import tempfile
 from typing import Iterator, Mapping, NamedTuple
 
 from oz_worker import progress
-from oz_worker.containers import (
-    BROKEN_OFF,
-    NO_ANSWER,
-    Engine,
-    EngineDown,
-    EngineError,
-    Interrupted,
-    answered,
-    last_words,
-)
+from oz_worker.containers import BROKEN_OFF, NO_ANSWER, Engine, answered, last_words
+from oz_worker.engine_words import EngineDown, EngineError, Interrupted
 from oz_worker.process import SpawnError
 from oz_worker.redact import without_credentials
 from oz_worker.timing import format_duration

@@ -10,7 +10,8 @@ import json
 from typing import Any, Mapping, NamedTuple
 
 from oz_worker import pipeline
-from oz_worker.containers import LABEL, Engine, EngineDown, EngineError, Interrupted, NoSuch, labelled
+from oz_worker.containers import Engine, labelled
+from oz_worker.engine_words import LABEL, EngineDown, EngineError, Interrupted, NoSuch
 from oz_worker.process import SpawnError
 from oz_worker.pulls import room
 from oz_worker.timing import format_duration

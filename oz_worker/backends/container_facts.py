@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from oz_worker.backends.container_order import ENTRYPOINT
-from oz_worker.containers import Container, EngineError
+from oz_worker.engine_words import Container, EngineError
 from oz_worker.model import ExitFacts, Reason
 from oz_worker.timing import format_duration
 

@@ -8,7 +8,8 @@ from oz_worker.backends.base import Unit
 from oz_worker.backends.container_order import container_name
 from oz_worker.backends.container_traces import Traces
 from oz_worker.backends.turns import Turns
-from oz_worker.containers import Engine, EngineError
+from oz_worker.containers import Engine
+from oz_worker.engine_words import EngineError
 
 _TAIL_LINES = 200
 _FETCHED_LINES = 200_000

@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 from typing import Iterable, Mapping
 
-from oz_worker.containers import Container, Engine, EngineError, NameTaken, labelled
+from oz_worker.containers import Engine, labelled
+from oz_worker.engine_words import Container, EngineError, NameTaken
 
 logger = logging.getLogger(__name__)
 

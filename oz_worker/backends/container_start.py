@@ -12,7 +12,8 @@ from oz_worker.backends.base import Unit
 from oz_worker.backends.container_order import Order, container_name
 from oz_worker.backends.patience import Patience
 from oz_worker.backends.turns import Turns
-from oz_worker.containers import Container, Engine, EngineDown, EngineError, Interrupted, NameTaken, NoSuch
+from oz_worker.containers import Engine
+from oz_worker.engine_words import Container, EngineDown, EngineError, Interrupted, NameTaken, NoSuch
 from oz_worker.errors import OzWorkerError, Stopped
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,8 @@ from oz_worker.backends import container_facts
 from oz_worker.backends.base import PROOF_SECONDS, Unit
 from oz_worker.backends.container_order import container_name
 from oz_worker.backends.turns import Turns
-from oz_worker.containers import Container, Engine, EngineDown, EngineError
+from oz_worker.containers import Engine
+from oz_worker.engine_words import Container, EngineDown, EngineError
 from oz_worker.model import ExitFacts, Reason
 from oz_worker.timing import Deadline
 

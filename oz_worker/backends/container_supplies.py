@@ -10,7 +10,8 @@ from oz_worker.backends.images import Images, ImageUnusable
 from oz_worker.backends.patience import Patience
 from oz_worker.backends.resolution import image_of, sidecars_of
 from oz_worker.backends.sidecars import Sidecars, SidecarUnusable
-from oz_worker.containers import Engine, EngineError
+from oz_worker.containers import Engine
+from oz_worker.engine_words import EngineError
 from oz_worker.errors import TaskFault
 from oz_worker.model import ExitFacts, Reason
 from oz_worker.settings import DockerOptions

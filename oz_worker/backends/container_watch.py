@@ -18,7 +18,8 @@ import time
 from typing import Callable, Iterable, NamedTuple, Optional
 
 from oz_worker import threads
-from oz_worker.containers import Container, Engine, EngineError, Event
+from oz_worker.containers import LOOK_TIMEOUT, Engine
+from oz_worker.engine_words import Container, EngineDown, EngineError, Event
 from oz_worker.process import HELPER, Child, Request, SpawnError, spawn
 from oz_worker.threads import Waker
 from oz_worker.timing import backoff
@@ -173,7 +174,7 @@ class Watch:
     def _list(self) -> None:
         with self._lock:
             judged = dict(self._followed)
-        found = self._engine.containers(f"label={self._label}")
+        found = self._engine.overview(f"label={self._label}")
         self._silent_since = None
         self._ears.answers()
         self._ears.listed(found)
@@ -201,15 +202,25 @@ class Watch:
         with self._lock:
             wanted = [name for name in dict.fromkeys([*died, *removed]) if name in self._followed]
             existed = {name for name in removed if self._followed.get(name, False)}
-        present = self._engine.inspect(*wanted) if wanted else []
+        for name in removed:
+            if name not in wanted:
+                self._codes.pop(name, None)
+            self._ears.removed(name)
+        if wanted:
+            self._look_up(wanted, existed)
+
+    def _look_up(self, wanted: list[str], existed: set[str]) -> None:
+        try:
+            present = self._engine.inspect(*wanted, timeout=LOOK_TIMEOUT)
+        except EngineDown as error:
+            logger.info("listing, because what ended could not be looked at: %s", error)
+            self._due = 0.0
+            return
         for container in present:
             self._judge(container)
         # An event may be old: of a container before the one that bears the name now.
         for name in existed - {container.name for container in present}:
             self._vanished(name)
-        for name in removed:
-            self._codes.pop(name, None)
-            self._ears.removed(name)
 
     def _judge(self, container: Container) -> None:
         if container.lives or container.fresh:

@@ -26,7 +26,8 @@ from oz_worker.backends.container_watch import Ears, Watch
 from oz_worker.backends.environ import secrets_in, worker_environment
 from oz_worker.backends.patience import Patience
 from oz_worker.backends.turns import Turns
-from oz_worker.containers import LABEL, Container, Engine, EngineDown, EngineError, NoSuch
+from oz_worker.containers import Engine
+from oz_worker.engine_words import LABEL, Container, EngineDown, EngineError, NoSuch
 from oz_worker.engines import environment_for, find_program, opened
 from oz_worker.errors import Stopped, TaskFault
 from oz_worker.model import ExitFacts, Key
@@ -393,7 +394,7 @@ class Docker:
 
     def _all(self) -> list[Container]:
         """Everything of this worker id, of every instance: filters are ANDed, so the instance is chosen in code."""
-        return self._engine.containers(f"label={LABEL}worker={self._worker_id}")
+        return self._engine.overview(f"label={LABEL}worker={self._worker_id}")
 
     def _held(self, unit: Unit) -> Container | None:
         """The unit's container, if this instance made or adopted it."""

@@ -11,7 +11,8 @@ from typing import NamedTuple
 from oz_worker import pulls, threads
 from oz_worker.backends.base import Unit
 from oz_worker.backends.shared import Shared
-from oz_worker.containers import Engine, EngineDown, EngineError, Image
+from oz_worker.containers import Engine
+from oz_worker.engine_words import EngineDown, EngineError, Image
 from oz_worker.errors import OzWorkerError
 from oz_worker.pulls import AWAY, Pull, PullFailed, Why, shown
 from oz_worker.redact import without_credentials

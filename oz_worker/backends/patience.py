@@ -6,7 +6,7 @@ import logging
 from typing import Callable, TypeVar
 
 from oz_worker.backends.base import Unit
-from oz_worker.containers import EngineDown
+from oz_worker.engine_words import EngineDown
 from oz_worker.errors import Stopped
 from oz_worker.timing import Deadline
 

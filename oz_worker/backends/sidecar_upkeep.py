@@ -7,7 +7,8 @@ import time
 from typing import Callable, Iterable, Mapping, NamedTuple
 
 from oz_worker.backends.sidecar_ages import Ages
-from oz_worker.containers import FILLER, LABEL, Container, Engine, EngineDown, EngineError, NoSuch
+from oz_worker.containers import FILLER, Engine
+from oz_worker.engine_words import LABEL, Container, EngineDown, EngineError, NoSuch
 from oz_worker.volumes import Volume, Volumes
 
 logger = logging.getLogger(__name__)

@@ -42,7 +42,8 @@ from oz_worker.backends.sidecar_ages import Ages
 from oz_worker.backends.sidecar_asked import Asked, asked
 from oz_worker.backends.sidecar_asked import SidecarUnusable as SidecarUnusable
 from oz_worker.backends.sidecar_upkeep import Idle, Upkeep, source_of, volumes_of
-from oz_worker.containers import FILLER, Engine, EngineDown, EngineError, Interrupted, NameTaken, NoSuch, is_readable
+from oz_worker.containers import FILLER, Engine, is_readable
+from oz_worker.engine_words import EngineDown, EngineError, Interrupted, NameTaken, NoSuch
 from oz_worker.model import Sidecar
 from oz_worker.threads import OnDeath
 from oz_worker.timing import Deadline, format_duration

@@ -7,7 +7,7 @@ import threading
 from typing import Iterator
 
 from oz_worker.backends.base import Unit
-from oz_worker.containers import EngineDown
+from oz_worker.engine_words import EngineDown
 from oz_worker.errors import Stopped
 
 _LOOK_SECONDS = 0.5

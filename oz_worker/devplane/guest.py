@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Callable, Mapping
 from urllib.parse import urlsplit
 
-from oz_worker.containers import LABEL, Engine, EngineDown, EngineError, labelled
+from oz_worker.containers import Engine, labelled
 from oz_worker.devplane.image import SEARCH_PATH, machine_files, make_layer, pack
+from oz_worker.engine_words import LABEL, EngineDown, EngineError
 from oz_worker.engines import opened
 from oz_worker.errors import NotUsable
 from oz_worker.timing import Deadline

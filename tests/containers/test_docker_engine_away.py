@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import subprocess
 import threading
 from pathlib import Path
 from typing import Any, Iterator
 
+import psutil
 import pytest
 
 from oz_worker.backends.base import Unit
@@ -13,6 +18,7 @@ from oz_worker.backends.docker import Docker
 from oz_worker.errors import OzWorkerError, Stopped, TaskFault
 from oz_worker.model import Cause, Reason
 from tests.containers.docker_site import DockerSite
+from tests.engines.client import EngineError
 from tests.engines.docker import Engine
 from tests.engines.fixtures import OwnEngine
 from tests.engines.images import load_images
@@ -163,6 +169,59 @@ def test_a_cancel_while_the_engine_hangs_is_not_held_up_and_leaves_nothing(away:
     assert backend.stop(unit).remains == ""
     assert backend.clean_up(unit, keep=False) == ""
     eventually(lambda: away.state(unit) == "", "nothing was made late")
+
+
+@contextlib.contextmanager
+def held_copy(away: Away, unit: Unit) -> Iterator[None]:
+    """A copy out of the unit's container whose reader does not read: every `inspect` of it hangs."""
+    name = f"oz-{unit.name}"
+    copy = subprocess.Popen([away.engine.program, "cp", f"{name}:/", "-"], env=away.engine.env, stdout=subprocess.PIPE)
+    assert copy.stdout is not None
+    try:
+        assert copy.stdout.read(1), "it has begun"
+
+        def hangs() -> bool:
+            try:
+                away.engine.cli("container", "inspect", name, timeout=2)
+            except EngineError:
+                return True
+            return False
+
+        eventually(hangs, "the engine to hold back what is asked of that container")
+        yield
+    finally:
+        copy.kill()
+        copy.stdout.close()
+        copy.wait()
+
+
+def streams(away: Away) -> set[int]:
+    """The event streams of this process."""
+    found = (child for child in psutil.Process().children() if "events" in child.cmdline())
+    return {child.pid for child in found if child.cmdline()[0] == away.engine.program}
+
+
+def test_a_copy_that_nobody_reads_blinds_nobody_to_the_others(away: Away) -> None:
+    backend = away.open()
+    held = away.started(backend, f"{away.go('held')}; exit 3")
+    missed = away.started(backend, f"{away.go('missed')}; exit 4")
+    heard = away.started(backend, f"{away.go('heard')}; exit 5")
+    with held_copy(away, held):
+        away.let("heard")
+        assert code(backend, heard) == 5
+        (old,) = eventually(lambda: streams(away))
+        os.kill(old, signal.SIGSTOP)
+        away.let("missed")
+        eventually(lambda: away.state(missed) == "exited")
+        os.kill(old, signal.SIGKILL)
+        assert code(backend, missed) == 4, "its end is learned from a list"
+        eventually(lambda: streams(away) - {old}, "another stream")
+        assert backend.unavailable() == ""
+        assert {found.name for found in backend.units()} == {held.name}
+        fresh = away.started(backend, "exit 6")
+        assert code(backend, fresh) == 6
+    away.let("held")
+    assert code(backend, held) == 3
 
 
 def test_an_engine_that_stays_away_ends_the_wait_with_a_clear_reason(away: Away) -> None:

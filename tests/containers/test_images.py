@@ -17,7 +17,7 @@ import trustme
 from oz_worker import containers
 from oz_worker.backends.base import Unit
 from oz_worker.backends.images import ImageFacts, Images, ImageUnusable
-from oz_worker.containers import EngineDown
+from oz_worker.engine_words import EngineDown
 from oz_worker.errors import Stopped
 from oz_worker.model import Cause, Key
 from tests.containers.fake_docker import fake_engine

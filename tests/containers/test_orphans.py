@@ -9,7 +9,8 @@ from typing import Iterator
 import pytest
 
 from oz_worker.backends.container_owner import Orphans
-from oz_worker.containers import Container, Engine
+from oz_worker.containers import Engine
+from oz_worker.engine_words import Container
 from tests.engines.census import audit_back_to, census
 from tests.engines.client import Client
 from tests.engines.images import Images

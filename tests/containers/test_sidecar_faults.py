@@ -10,7 +10,7 @@ import pytest
 from oz_worker.backends.base import Unit
 from oz_worker.backends.images import ImageFacts
 from oz_worker.backends.sidecars import SidecarUnusable
-from oz_worker.containers import EngineDown
+from oz_worker.engine_words import EngineDown
 from oz_worker.errors import Stopped
 from oz_worker.model import Cause
 from tests.containers.depot import HOLD, SLOW_COPY, Asking, Depot, ask

@@ -9,7 +9,7 @@ import pytest
 
 from oz_worker.backends.base import Unit
 from oz_worker.backends.turns import Turns
-from oz_worker.containers import EngineDown, EngineError, Event, NoSuch
+from oz_worker.engine_words import EngineDown, EngineError, Event, NoSuch
 from oz_worker.errors import Stopped
 from oz_worker.model import Cause, Key
 from tests.containers.fake_docker import fake_engine

@@ -37,7 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "resolver",
         "trust",
     ),
-    ("containers", "engines", "volumes", "pulls", "kubectl"),
+    ("engine_words", "containers", "engines", "volumes", "pulls", "kubectl"),
     ("backends",),
     ("engine", "link"),
     ("dialects",),
@@ -58,7 +58,6 @@ LATE = ("psutil", "requests", "http.server", "websockets", "oz_worker.devplane",
 
 LONG_FILES: dict[str, str] = {
     "oz_worker/engine/admission.py": "every decision about an assignment or a cancel, which must be seen side by side",
-    "oz_worker/containers.py": "every call of an engine's program and every word it may answer, judged in one place",
     "oz_worker/backends/docker.py": "the contract of a backend, a short method for each of its promises",
     "oz_worker/engine/task.py": "one task's thread from start to end, whose order is what there is to read",
 }

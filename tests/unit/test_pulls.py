@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from oz_worker.containers import Engine, EngineDown
+from oz_worker.containers import Engine
+from oz_worker.engine_words import EngineDown
 from oz_worker.pulls import Pull, Why, failure, shown, why
 from oz_worker.redact import without_credentials
 
