@@ -54,7 +54,14 @@ class Orphans:
         orphans = self._without_owner(listed)
         self._absent_since = {one.id: self._absent_since.get(one.id, now) for one in orphans}
         ripe = [one for one in orphans if now - self._absent_since[one.id] >= self.absent_seconds]
-        return [one for one in ripe if self.take(one, listed)]
+        return [one for one in ripe if self._won(one, listed)]
+
+    def _won(self, unit: Container, listed: list[Container]) -> bool:
+        try:
+            return self.take(unit, listed)
+        except EngineError as error:  # its image is gone, say: the others are taken all the same
+            logger.warning("%s, whose worker is gone, could not be taken over: %s", unit.name, error)
+            return False
 
     def has_owner(self, container: Container) -> bool:
         """Whether somebody who may live owns the unit: without an `owner` its instance is guarded by a lock."""

@@ -11,7 +11,7 @@ from oz_worker.backends import container_facts
 from oz_worker.backends.base import PROOF_SECONDS, Unit
 from oz_worker.backends.container_order import container_name
 from oz_worker.backends.turns import Turns
-from oz_worker.containers import Engine
+from oz_worker.containers import LOOK_TIMEOUT, Engine
 from oz_worker.engine_words import Container, EngineDown, EngineError
 from oz_worker.model import ExitFacts, Reason
 from oz_worker.timing import Deadline
@@ -19,6 +19,8 @@ from oz_worker.timing import Deadline
 logger = logging.getLogger(__name__)
 
 _AGAIN = 1.0
+_LAST_LOOK = 1.0
+"""No question is given less time than this."""
 _AT_ONCE = 16
 
 
@@ -39,7 +41,7 @@ class Stopper:
         it never did. What bears its name and is not held here is left alone.
         """
         name = container_name(unit)
-        deadline = Deadline(max(0.0, unit.kill_at - time.monotonic()) + PROOF_SECONDS)
+        deadline = Deadline(max(0.0, unit.kill_at - time.monotonic()) + PROOF_SECONDS - _LAST_LOOK)
         signalled = remains = ""
         while unit.facts is None or unit.facts.remains:
             try:
@@ -50,6 +52,9 @@ class Stopper:
                         break
                     remains = f"container {name}, which runs although it was killed"
                     signalled = self._signal(unit, container, signalled, deadline)
+            except EngineDown as error:
+                logger.debug("%s: %s", name, error)
+                remains = f"container {name}, of which the engine says nothing"
             except EngineError as error:
                 remains = f"container {name} ({error})"
             if deadline.passed():
@@ -57,7 +62,8 @@ class Stopper:
             self._pause(unit, signalled)
         else:
             remains = ""
-        unit.ended(ExitFacts(reason=Reason.CONTAINER_WAIT))  # where its end is not known; an earlier fact stays
+        # Where its end is not known; an earlier fact stays. What remains is part of it: the next stop looks again.
+        unit.ended(ExitFacts(reason=Reason.CONTAINER_WAIT, remains=remains))
         assert unit.facts is not None
         return dataclasses.replace(unit.facts, remains=remains)
 
@@ -78,7 +84,7 @@ class Stopper:
         return None
 
     def _patience(self, deadline: Deadline) -> float:
-        return max(1.0, min(self._engine.timeout, deadline.left()))
+        return max(_LAST_LOOK, min(self._engine.timeout, LOOK_TIMEOUT, deadline.left()))
 
     def _signal(self, unit: Unit, container: Container, signalled: str, deadline: Deadline) -> str:
         """Send what is due and was not sent yet; KILL again each time."""

@@ -54,8 +54,8 @@ class Docker:
     """The backend `docker`. Its contract is `Backend`'s.
 
     The lock guards `_units` (who is told of a container's end) and `_gone` (names that were removed here: one that
-    appears all the same was made late by a request of a dead program, and is removed). `_ready` is touched by each
-    unit's own thread only, `_silence` written by the watch's.
+    appears all the same was made late by a request of a dead program, and is removed). `_ready` and `_unproven` are touched by each
+    unit's own thread only, for its own entry, `_silence` written by the watch's.
     """
 
     def __init__(
@@ -81,6 +81,7 @@ class Docker:
         self._units: dict[str, _Known] = {}
         self._gone: dict[str, Unit] = {}
         self._ready: dict[str, Ready] = {}
+        self._unproven: set[str] = set()
         self._turns = Turns(_AT_ONCE)
         self._silence = ""
 
@@ -270,7 +271,10 @@ class Docker:
         """End the container."""
         with self._lock:
             known = self._units.get(container_name(unit))
-        return self._stopper.stop(unit, ran=known is None or known.started)
+        facts = self._stopper.stop(unit, ran=known is None or known.started)
+        # Nothing more is asked about one that the engine says nothing of: its report has waited long enough.
+        (self._unproven.add if facts.remains else self._unproven.discard)(unit.name)
+        return facts
 
     def stragglers(self, unit: Unit) -> str:
         """A container leaves no processes: they end with its first one."""
@@ -287,8 +291,8 @@ class Docker:
         self._ready.pop(unit.name, None)
         if keep:
             return ""
-        if self._silence:
-            return f"container {name} is removed later: {self._silence}"
+        if why := self._no_answer(unit):
+            return f"container {name} is removed later: {why}"
         troubles = [self._remove(unit)]
         if not troubles[0]:
             self._note_gone(name, unit)
@@ -323,11 +327,11 @@ class Docker:
 
     def tail(self, unit: Unit, limit: int) -> bytes:
         """The end of the unit's output."""
-        return self._output.tail(unit, limit)
+        return b"" if self._no_answer(unit) else self._output.tail(unit, limit)
 
     def collect(self, unit: Unit) -> str:
         """Fetch the output from the engine, if it answers at all."""
-        return self._silence or self._output.collect(unit)
+        return self._no_answer(unit) or self._output.collect(unit)
 
     def recover(self) -> Sequence[Found]:
         """List the units of this instance: containers, and those of which there is none. Raises EngineError."""
@@ -341,9 +345,13 @@ class Docker:
         return list(found.values())
 
     def look_after(self) -> Sequence[Found]:
-        """Remove what is old; take over what has lost its worker."""
-        self._supplies.sidecars.collect()
-        return [_found(container) for container in self._orphans.adopt(self._all())]
+        """Take over what has lost its worker; remove what is old."""
+        taken = [_found(container) for container in self._orphans.adopt(self._all())]
+        try:
+            self._supplies.sidecars.collect()
+        except EngineError as error:
+            logger.info("old sidecars are looked for again in a minute: %s", error)
+        return taken
 
     def cancel_dispatched(self, unit: Unit) -> str:
         """Nothing is ever handed over here."""
@@ -400,6 +408,10 @@ class Docker:
         """The unit's container, if this instance made or adopted it."""
         found = self._engine.inspect(container_name(unit))
         return next((one for one in found if self._orphans.holds(one, unit.name)), None)
+
+    def _no_answer(self, unit: Unit) -> str:
+        """Why nothing is asked of the engine about a unit that has ended; "" when it answers."""
+        return self._silence or ("how it ended is not known" if unit.name in self._unproven else "")
 
     def _unit(self, name: str) -> Unit | None:
         with self._lock:

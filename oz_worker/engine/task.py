@@ -382,7 +382,8 @@ class Task:
         row = self.row
         if row.result == "failed":
             code = f", exit code {row.exit_code}" if row.exit_code else ""
-            logger.warning("task %s failed: %s%s. %s", _name(self.key), row.reason, code, facts.detail)
+            detail = f". {facts.detail}" if facts.detail else ""
+            logger.warning("task %s failed: %s%s%s", _name(self.key), row.reason, code, detail)
             if tail:
                 logger.warning("task %s last output:\n%s", _name(self.key), tail)
         else:
