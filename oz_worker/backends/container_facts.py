@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 from oz_worker.backends.container_order import ENTRYPOINT
 from oz_worker.engine_words import Container, EngineError
 from oz_worker.model import ExitFacts, Reason
@@ -80,8 +82,13 @@ def unanswered(why: str, limit: float) -> ExitFacts:
 
 
 def no_room(error: OSError) -> ExitFacts:
-    """Facts of a unit whose directory cannot be made or written."""
-    detail = f"{error.filename or 'the state directory'} cannot be written: {error.strerror}; free space there."
+    """Facts of a unit whose directory cannot be made or written, or for which the worker has no descriptor left."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        detail = (
+            f"The worker cannot open another file ({error.strerror}); raise its limit of open files (LimitNOFILE=)."
+        )
+    else:
+        detail = f"{error.filename or 'the state directory'} cannot be written: {error.strerror}; free space there."
     return ExitFacts(reason=Reason.CONTAINER_CREATE, detail=detail, agent_started=False)
 
 

@@ -57,7 +57,8 @@ class Watch:
     """Thread `containers`: owned by the backend, ended by `stop`; blocks in `poll` on the stream and the waker, and in
     the engine's calls, each bounded by the engine's timeout.
 
-    The lock guards `_followed`. A name is judged only by a list that began after it was followed.
+    The lock guards `_followed` and `_due`, so that no wish for a look is overwritten by a later one of somebody else.
+    A name is judged only by a list that began after it was followed.
     """
 
     def __init__(self, engine: Engine, label: str, ears: Ears, on_death: threads.OnDeath) -> None:
@@ -72,7 +73,7 @@ class Watch:
         ] = {}  # by name: whether it is known to exist, so that its absence means something
         self._codes: dict[str, int] = {}  # exit codes that events told of; this thread's only
         self._stopping = False
-        self._due = 0.0  # monotonic time of the next list; written by anybody, a late look costs nothing
+        self._due = 0.0  # monotonic time of the next list
         self._silent_since: float | None = None  # this thread's only: when the first call went unanswered
         self._thread: threading.Thread | None = None
 
@@ -91,7 +92,7 @@ class Watch:
         """Hear of the end of a container that *exists*, or is about to: then its absence is no end yet."""
         with self._lock:
             self._followed[name] = exists
-        self._due = min(self._due, time.monotonic() + LOOK_SECONDS)
+            self._due = min(self._due, time.monotonic() + LOOK_SECONDS)
         self._waker.wake()
 
     def drop(self, name: str) -> None:
@@ -101,10 +102,14 @@ class Watch:
 
     def look(self) -> None:
         """List now."""
-        self._due = 0.0
+        self._list_in(0)
         self._waker.wake()
 
     # -- the thread
+
+    def _list_in(self, seconds: float) -> None:
+        with self._lock:
+            self._due = time.monotonic() + seconds
 
     def _run(self) -> None:
         pauses = backoff(FIRST_PAUSE, LONGEST_PAUSE, random.Random())
@@ -139,7 +144,7 @@ class Watch:
             )
         )
         try:
-            self._due = time.monotonic() + SOON_SECONDS
+            self._list_in(SOON_SECONDS)
             self._stream(child)
         finally:
             child.signal_group(signal.SIGKILL)
@@ -159,7 +164,7 @@ class Watch:
         poll.register(self._waker.fileno(), select.POLLIN)
         while not self._stopping:
             if time.monotonic() >= self._due:
-                self._due = time.monotonic() + (LOOK_SECONDS if self._followed else IDLE_LOOK_SECONDS)
+                self._list_in(LOOK_SECONDS if self._followed else IDLE_LOOK_SECONDS)
                 self._list()
             ready = {descriptor for descriptor, _ in poll.poll(max(0.0, self._due - time.monotonic()) * 1000 + 1)}
             if self._waker.fileno() in ready:
@@ -214,7 +219,7 @@ class Watch:
             present = self._engine.inspect(*wanted, timeout=LOOK_TIMEOUT)
         except EngineDown as error:
             logger.info("listing, because what ended could not be looked at: %s", error)
-            self._due = 0.0
+            self._list_in(0)
             return
         for container in present:
             self._judge(container)

@@ -54,8 +54,8 @@ class Docker:
     """The backend `docker`. Its contract is `Backend`'s.
 
     The lock guards `_units` (who is told of a container's end) and `_gone` (names that were removed here: one that
-    appears all the same was made late by a request of a dead program, and is removed). `_ready` and `_unproven` are touched by each
-    unit's own thread only, for its own entry, `_silence` written by the watch's.
+    appears all the same was made late by a request of a dead program, and is removed). `_ready` and `_unproven` are
+    touched by each unit's own thread only, for its own entry, `_silence` written by the watch's.
     """
 
     def __init__(
