@@ -85,7 +85,7 @@ def no_room(error: OSError) -> ExitFacts:
     """Facts of a unit whose directory cannot be made or written, or for which the worker has no descriptor left."""
     if error.errno in (errno.EMFILE, errno.ENFILE):
         detail = (
-            f"The worker cannot open another file ({error.strerror}); raise its limit of open files (LimitNOFILE=)."
+            f"The worker cannot open a file more ({error.strerror}); raise its limit of open files (LimitNOFILE=)."
         )
     else:
         detail = f"{error.filename or 'the state directory'} cannot be written: {error.strerror}; free space there."
