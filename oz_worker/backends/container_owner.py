@@ -87,7 +87,8 @@ class Orphans:
     def take(self, unit: Container, listed: list[Container]) -> bool:
         """Whether this instance has won the unit: the engine creates a name once.
 
-        Safe from any thread: of two that ask at once, for a start and for `adopt`, both are told so. Raises EngineError.
+        Safe from any thread: of two that ask at once, for a start and for `adopt`, both are told so. Raises
+        EngineError.
         """
         number = max((_number(mark) for mark in listed if _adopts(mark, unit)), default=0) + 1
         labels = {**self._labels, "role": "mark", "unit": unit.label("unit")}

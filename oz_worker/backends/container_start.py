@@ -146,7 +146,6 @@ class Starter:
             return container is None
         return True
 
-
     def _begun(self, name: str) -> bool:
         """Whether docker was about to start it and never said how that went.
 

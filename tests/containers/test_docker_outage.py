@@ -110,7 +110,9 @@ def test_without_live_restore_an_engine_takes_its_tasks_along_and_their_codes_ar
     rig.audit()
 
 
-def test_an_engine_that_dies_while_it_starts_an_agent_does_not_run_it_twice(tmp_path: Path, own_engine: OwnEngine) -> None:
+def test_an_engine_that_dies_while_it_starts_an_agent_does_not_run_it_twice(
+    tmp_path: Path, own_engine: OwnEngine
+) -> None:
     (tmp_path / "place").mkdir()
     starting = Turnstile(tmp_path / "runtime", find_program("runc"), '*" start "*', "after")
     engine = own_engine(f"--add-runtime=held={starting.program}", "--default-runtime=held")
