@@ -7,10 +7,10 @@ from pathlib import Path
 
 from tests.rig import until
 
-_HOLD = ': >"$HERE/held"; read -r word <"$HERE/gate"'
+_HOLD = ': >"$HERE/held"; read -r word <"$HERE/gate"; : >"$HERE/passed"'
 _CREATE = 'shift 2; "$REAL" create "$@"'
 _WAYS = {
-    "before": f"{_HOLD}",
+    "before": _HOLD,
     "half": f"{_CREATE} >/dev/null; {_HOLD}; exit 1",
     "after": f'"$REAL" "$@"; code=$?; {_HOLD}; exit $code',
 }
@@ -44,6 +44,10 @@ class Turnstile:
         if self._open < 0:
             self._open = os.open(self._place / "gate", os.O_RDWR)  # not write-only: that would wait for a reader
             os.write(self._open, b"go\n")
+
+    def passed(self) -> None:
+        """Block until the held call goes on."""
+        until((self._place / "passed").exists, "the call that was held")
 
     def close(self) -> None:
         """Let go of the gate."""
