@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import signal
@@ -72,6 +73,17 @@ class Worker:
         """Send it a signal."""
         os.kill(self.pid, number)
 
+    def wait_stacks(self, pattern: str, count: int = 1) -> None:
+        """Block until *pattern* fits the stacks of so many of its threads at once, innermost call last."""
+
+        def seen() -> bool:
+            before = len(self.log)
+            self.send(signal.SIGUSR2)
+            stacks = until(functools.partial(_dumped, self, before), "the stacks of the worker")
+            return sum(bool(re.search(pattern, stack, re.DOTALL)) for stack in stacks) >= count
+
+        until(seen, f"{pattern!r} in the stacks of {count} threads")
+
     def kill(self) -> None:
         """kill -9."""
         self.process.kill()
@@ -85,6 +97,13 @@ class Worker:
         """One signal, then its exit code."""
         self.send(number)
         return self.exit_code()
+
+
+def _dumped(worker: Worker, start: int) -> list[str]:
+    """What each thread does, once the list of them all stands in the log behind *start*; its lines are indented."""
+    found = re.search(r"stacks of (\d+) threads\n((?:  .*\n)*)", worker.log[start:])
+    stacks = found[2].split("  --- ")[1:] if found else []
+    return stacks if found and len(stacks) == int(found[1]) else []
 
 
 class Rig:

@@ -48,19 +48,24 @@ class Orphans:
         return container.label("unit") == unit and (self._is_ours(container) or container.id in self._adopted)
 
     def adopt(self, listed: list[Container]) -> list[Container]:
-        """Take over what has had no owner for long enough; what was won just now. Raises EngineError."""
+        """Take over what has had no owner for long enough; what was won just now. Raises EngineError.
+
+        Also what the engine gave to this instance before, though its answer was lost.
+        """
         self._sweep(listed)
         now = time.monotonic()
         orphans = self._without_owner(listed)
         self._absent_since = {one.id: self._absent_since.get(one.id, now) for one in orphans}
         ripe = [one for one in orphans if now - self._absent_since[one.id] >= self.absent_seconds]
-        return [one for one in ripe if self._won(one, listed)]
+        known = set(self._adopted)  # from here on nothing raises: what is won is told
+        won = [one for one in self.ours(listed) if not self._is_ours(one) and one.id not in known]
+        return [*won, *(one for one in ripe if self._takes(one, listed))]
 
-    def _won(self, unit: Container, listed: list[Container]) -> bool:
+    def _takes(self, unit: Container, listed: list[Container]) -> bool:
         try:
             return self.take(unit, listed)
-        except EngineError as error:  # its image is gone, say: the others are taken all the same
-            logger.warning("%s, whose worker is gone, could not be taken over: %s", unit.name, error)
+        except EngineError as error:
+            logger.warning("%s, whose worker is gone, is taken over later: %s", unit.name, error)
             return False
 
     def has_owner(self, container: Container) -> bool:
@@ -81,14 +86,19 @@ class Orphans:
         return {one.id for one in self._engine.inspect(*sorted(owners)) if one.lives} if owners else set()
 
     def take(self, unit: Container, listed: list[Container]) -> bool:
-        """Whether this instance won the unit: the engine creates a name once."""
+        """Whether this instance has won the unit: the engine creates a name once.
+
+        Safe from any thread: of two that ask at once, for a start and for `adopt`, both are told so. Raises
+        EngineError.
+        """
         number = max((_number(mark) for mark in listed if _adopts(mark, unit)), default=0) + 1
         labels = {**self._labels, "role": "mark", "unit": unit.label("unit")}
         name = f"{_ADOPTION}{unit.label('unit')}-{number}"
         try:
             self._engine.call("create", "--pull", "never", "--name", name, *labelled(labels), unit.image, "true")
         except NameTaken:
-            return False
+            if not any(self._is_ours(mark) for mark in self._engine.inspect(name)):
+                return False
         self._adopted.add(unit.id)
         logger.warning("took over the container %s, whose worker is gone", unit.name)
         return True

@@ -22,6 +22,9 @@ _AT_ONCE = 8
 """Starts at once: an engine gets no faster by more of them (two are as fast as eight [M])."""
 
 
+_BEGUN = '{{if and .LogPath (eq .State.Status "created") (not .State.Error)}}begun{{end}}'
+
+
 class StartFailed(OzWorkerError):
     """The engine refused; it is proven that the agent never ran. `created`: there was a container, it is removed."""
 
@@ -122,11 +125,16 @@ class Starter:
     def fence(self, name: str) -> bool:
         """Remove a container that was only created: True proves that it never ran and never will (rule 5).
 
-        Without force the engine refuses to remove one that runs: then it was started meanwhile. Raises EngineError when
-        it refuses for another reason.
+        Without force the engine refuses to remove one that runs: then it was started meanwhile. One that an engine had
+        begun to start when it died is removed too, but proves nothing. Raises EngineError when the engine refuses for
+        another reason.
         """
         try:
+            begun = self._begun(name)
             self._engine.call("container", "rm", "--volumes", name)
+            if begun:
+                logger.warning("%s was being started when its engine died, and may have run: it is not run again", name)
+                return False
         except NoSuch:
             return True
         except EngineDown:
@@ -138,6 +146,16 @@ class Starter:
             logger.info("%s was started meanwhile: %s", name, error)
             return container is None
         return True
+
+    def _begun(self, name: str) -> bool:
+        """Whether docker was about to start it and never said how that went.
+
+        dockerd writes down that a container runs a few milliseconds after its first process does. Killed in between,
+        it says "created" ever after, while the agent runs on unseen [M]; only the path of the log tells it apart.
+        """
+        return self._engine.kind == "docker" and bool(
+            self._engine.call("container", "inspect", "--format", _BEGUN, name).strip()
+        )
 
 
 def _is_of(container: Container, unit: Unit) -> bool:

@@ -64,10 +64,18 @@ def recover(engine: Engine, instance: Instance) -> int:
 
 
 def take_over(engine: Engine, instance: Instance, found: Sequence[Found]) -> None:
-    """Units whose own worker is gone for good and which *instance* has just won (rule 3). Raises StoreError."""
+    """Units whose own worker is gone for good and which *instance* has just won (rule 3). Raises StoreError.
+
+    One that was assigned to us too is taken up by its own start, or, when that has failed meanwhile, removed.
+    """
+    alive = {task.row.unit for task in engine.tasks()}
     for unit in found:
-        if instance.store.do(functools.partial(rows.of_unit, unit=unit.name)) is not None:
-            continue  # it was assigned to us too, and its own start has adopted it
+        if unit.name in alive:
+            continue
+        row = instance.store.do(functools.partial(rows.of_unit, unit=unit.name))
+        if row is not None:
+            _remove_left_over(instance, row)
+            continue
         task = _adopt(engine, instance, unit)
         task.claim()
         engine.take_up(task)

@@ -11,6 +11,7 @@ import pytest
 from oz_worker.devplane.server import ControlPlane
 from tests.containers.depot import Depot
 from tests.containers.docker_site import DockerSite
+from tests.containers.turnstile import Turnstile
 from tests.engines.census import audit_back_to, census
 from tests.engines.client import Client
 from tests.engines.images import Images, load_images
@@ -43,6 +44,15 @@ class DockerRig(Rig):
             "volumes": [f"{place}:{place}"],
         }
         self.config["backend"] = {"docker": self.docker}
+        self.turnstiles: list[Turnstile] = []
+
+    def hold(self, call: str, when: str = "before") -> Turnstile:
+        """Workers started from now on use the engine through a turnstile for *call*."""
+        place = self.place / f"turnstile-{len(self.turnstiles)}"
+        turnstile = Turnstile(place, self.engine.program, call, when)
+        self.turnstiles.append(turnstile)
+        self.docker["engine_path"] = str(turnstile.program)
+        return turnstile
 
     def submit(self, script: str = "", **more: Any) -> Any:
         """Like `Rig.submit`."""
@@ -63,6 +73,8 @@ class DockerRig(Rig):
     def close(self) -> None:
         """End what a failed test left, and what every worker leaves: sidecars for the next task."""
         super().close()
+        for turnstile in self.turnstiles:
+            turnstile.close()
         mine = ("--filter", f"label=oz-worker.worker={self.worker_id}")
         for name in self.engine.ids("ps", "--all", "--quiet", *mine):
             self.engine.cli("rm", "--force", "--volumes", name, check=False)

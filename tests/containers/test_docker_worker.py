@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from oz_worker.devplane.wire import REJECTED
 from tests.containers.conftest import DockerRig
 from tests.rig import SAFETY, until
 
@@ -95,12 +96,18 @@ def test_preserve_leaves_containers_for_the_next_worker(docker_rig: DockerRig) -
     (name,) = rig.containers("status=running")
     said = rig.run_command("logs", task.task_id, "--state-dir", str(rig.state_dir)).stdout
     assert f"is running; `docker logs -f {name}` shows its output" in said
+    ending = rig.submit("echo up > $HOME/up-too; while [ ! -e $HOME/die ]; do sleep 0.05; done; exit 3")
+    rig.written("up-too")
     assert worker.stop() == 0
-    assert len(rig.containers("status=running")) == 1
+    assert len(rig.containers("status=running")) == 2
+    (rig.place / "die").touch()
+    until(lambda: len(rig.containers("status=exited")) == 1, "the end of one while nobody looks")
     worker = rig.start()
+    rig.plane.wait_acknowledged(ending)
+    assert rig.containers("status=running") == [name]
     (rig.place / "go").touch()
     rig.plane.wait_acknowledged(task)
-    assert task.terminal.exit_code == 2
+    assert (task.terminal.exit_code, ending.terminal.exit_code) == (2, 3)
     units = rig.instance_dirs()[0] / "units"
     until(lambda: not list(units.iterdir()), "the removal, which a stop under preserve leaves to the next start")
     assert worker.stop() == 0
@@ -137,6 +144,45 @@ def test_a_cancel_while_no_worker_ran_is_done_by_the_next(docker_rig: DockerRig)
     worker = rig.start()
     rig.plane.wait_for(lambda: task.closed, SAFETY, "execution_closed")
     assert task.state == "cancelled"
+    assert worker.stop() == 0
+    rig.audit()
+
+
+def test_drain_finishes_what_runs_and_takes_nothing_new(docker_rig: DockerRig) -> None:
+    rig = docker_rig
+    rig.config["on_shutdown"] = "drain"
+    worker = rig.start()
+    tasks = [
+        rig.submit(f"echo up > $HOME/up-{n}; while [ ! -e $HOME/go ]; do sleep 0.05; done; exit {n}") for n in (0, 4)
+    ]
+    rig.written("up-0"), rig.written("up-4")
+    worker.send(signal.SIGTERM)
+    worker.wait_log("finishing what runs")
+    late = rig.submit("echo up > $HOME/late", requeue=False)
+    rig.plane.wait_for(lambda: late.state == "rejected", SAFETY, "a rejection")
+    assert late.frames(REJECTED)[0].reason == "worker is shutting down"
+    assert len(rig.containers("status=running")) == 2
+    (rig.place / "go").touch()
+    assert worker.exit_code() == 0
+    assert [task.acknowledged for task in tasks] == [True, True]
+    assert [(task.state, task.terminal.exit_code) for task in tasks] == [("completed", None), ("failed", 4)]
+    assert not (rig.place / "late").exists()
+    rig.audit()
+
+
+def test_a_deadline_counts_over_a_restart_and_ends_the_container(docker_rig: DockerRig) -> None:
+    rig = docker_rig
+    rig.config["task_timeout"] = "1h"
+    worker = rig.start()
+    task = rig.submit("trap 'echo bye > $HOME/bye; exit 0' TERM; echo up > $HOME/up; while :; do sleep 0.05; done")
+    rig.written("up")
+    worker.kill()
+    rig.config["task_timeout"] = "10ms"
+    worker = rig.start()
+    rig.plane.wait_acknowledged(task)
+    assert task.terminal.reason == "task_timeout"
+    assert "raise task_timeout" in task.terminal.message
+    assert rig.written("bye") == "bye\n"
     assert worker.stop() == 0
     rig.audit()
 

@@ -127,3 +127,29 @@ def test_whoever_adopted_may_be_replaced_too_and_leaves_no_mark_behind(ground: G
     for worker in (second, third):
         worker.adopt(ground.listed())
     assert ground.listed() == []
+
+
+def test_what_was_won_already_is_won_whoever_asks_next_with_an_older_list(ground: Ground) -> None:
+    ground.task("8" * 16, "0" * 64)
+    mine, other = ground.orphans("new"), ground.orphans("other")
+    listed = ground.listed()
+    (unit,) = listed
+    assert mine.take(unit, listed)
+    assert mine.take(unit, listed), "a task's own start and the look of every minute may come to it at once"
+    assert not other.take(unit, listed)
+    ground.remove(unit.name)
+    mine.adopt(ground.listed())
+    assert ground.listed() == []
+
+
+def test_what_the_engine_won_for_us_after_all_is_taken_at_the_next_look(ground: Ground) -> None:
+    ground.task("7" * 16, "0" * 64)
+    mine = ground.orphans("new")
+    (unit,) = ground.listed()
+    assert ground.orphans("new").take(unit, [unit]), "the same instance: its answer never came"
+    assert names(mine.adopt(ground.listed())) == [unit.name]
+    assert mine.holds(unit, "7" * 16)
+    assert mine.adopt(ground.listed()) == []
+    ground.remove(unit.name)
+    mine.adopt(ground.listed())
+    assert ground.listed() == []

@@ -87,10 +87,14 @@ def load_image(
     return name
 
 
+def agent_files(folder: str = "") -> Files:
+    """What an agent of a test is made of; in *folder* `agent/` a task's image has it itself and needs no sidecar."""
+    return {f"{folder}entrypoint.sh": (0o755, ENTRYPOINT), f"{folder}oz": (0o755, _OZ.read_bytes())}
+
+
 def load_images(client: Client, tag: str = "1") -> Images:
     """Load the two images that most tests need."""
-    agent = {"entrypoint.sh": (0o755, ENTRYPOINT), "oz": (0o755, _OZ.read_bytes())}
     return Images(
         load_image(client, f"oz-test/task:{tag}"),
-        load_image(client, f"oz-test/sidecar:{tag}", base=False, files=agent, cmd=("/entrypoint.sh",)),
+        load_image(client, f"oz-test/sidecar:{tag}", base=False, files=agent_files(), cmd=("/entrypoint.sh",)),
     )

@@ -1,9 +1,10 @@
 """Run the worker with a fault of its surroundings inside, switched on by the file $HOME/poison.
 
-usage: odd_worker.py store|watcher|threads|upkeep [arguments of oz_worker ...]
+usage: odd_worker.py store|watcher|threads|upkeep|owners [arguments of oz_worker ...]
 
 store, watcher: what that thread calls raises an error that nobody expects. threads: no new thread can be started.
-upkeep: no fault, but instances that were left behind are looked for every second, not every minute.
+owners: no fault, but a container is an orphan when its owner is absent for a moment, not 30 s. upkeep: the same for a
+second, and what was left behind is looked for every second, not every minute.
 """
 
 from __future__ import annotations
@@ -76,14 +77,20 @@ def threads() -> None:
     threading.Thread.start = start  # type: ignore[method-assign]
 
 
+def owners() -> None:
+    """What has no owner for a moment is an orphan."""
+    container_owner.ABSENT_SECONDS = 0.2
+
+
 def quick() -> None:
-    """Every second, and what has no owner for a second is an orphan."""
+    """Upkeep looks every second, and what has no owner for a second is an orphan."""
     container_owner.ABSENT_SECONDS = 1.0
     upkeep.LOOK_SECONDS = 1.05
     upkeep.LATE_WRITES_SECONDS = 0.2
 
 
-FAULTS: dict[str, Callable[[], None]] = {"store": store, "watcher": watcher, "threads": threads, "upkeep": quick}
+FAULTS: dict[str, Callable[[], None]] = {"store": store, "watcher": watcher, "threads": threads}
+FAULTS |= {"upkeep": quick, "owners": owners}
 
 FAULTS[sys.argv[1]]()
 raise SystemExit(main(sys.argv[2:]))

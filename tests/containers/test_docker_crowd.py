@@ -1,0 +1,40 @@
+"""Many tasks of one image at once: it is pulled once, and every one of them is reported."""
+
+from __future__ import annotations
+
+import os
+
+from tests.containers.conftest import DockerRig
+from tests.engines.bad_registry import BadRegistry
+from tests.engines.images import agent_files
+from tests.engines.registry import Registry
+from tests.rig import SAFETY, until
+
+TASKS = 50
+
+
+def test_fifty_tasks_of_one_image_pull_it_once(
+    docker_rig: DockerRig, registry: Registry, bad_registry: BadRegistry
+) -> None:
+    rig = docker_rig
+    files = {**agent_files("agent/"), "own": (0o644, os.urandom(1 << 16))}
+    name = f"crowd/agent:p{os.getpid()}"
+    registry.publish(rig.engine, name, files=files)
+    image = bad_registry.reference(name)
+    rig.docker.update(sidecar_image="", default_image=image, image_pull_policy="Always")
+    pull = rig.hold("pull*")
+    worker = rig.start()
+    tasks = [rig.submit(f"echo $TASK_ID >> $HOME/runs; exit {number % 3}") for number in range(TASKS)]
+    pull.reached()
+    worker.wait_stacks(r"^task-.* in get\n.* in wait_until\n", TASKS)
+    pull.release()
+    rig.plane.wait_acknowledged(*tasks, timeout=2 * SAFETY)
+    assert [task.terminal.exit_code or 0 for task in tasks] == [number % 3 for number in range(TASKS)]
+    assert sorted((rig.place / "runs").read_text().split()) == sorted(task.task_id for task in tasks)
+    assert bad_registry.count("manifests", "HEAD") == 1
+    assert len(bad_registry.asked) == len(set(bad_registry.asked)), "something was asked for twice"
+    assert bad_registry.count("blobs") >= 2
+    until(lambda: rig.containers() == [], "the removal of every container")
+    assert worker.stop() == 0
+    rig.engine.cli("rmi", "--force", image)
+    rig.audit()
