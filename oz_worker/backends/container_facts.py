@@ -84,9 +84,7 @@ def unanswered(why: str, limit: float) -> ExitFacts:
 def no_room(error: OSError) -> ExitFacts:
     """Facts of a unit whose directory cannot be made or written, or for which the worker has no descriptor left."""
     if error.errno in (errno.EMFILE, errno.ENFILE):
-        detail = (
-            f"The worker cannot open a file more ({error.strerror}); raise its limit of open files (LimitNOFILE=)."
-        )
+        detail = f"The worker cannot open a file more ({error.strerror}); raise its limit of open files (LimitNOFILE=)."
     else:
         detail = f"{error.filename or 'the state directory'} cannot be written: {error.strerror}; free space there."
     return ExitFacts(reason=Reason.CONTAINER_CREATE, detail=detail, agent_started=False)
