@@ -83,14 +83,17 @@ class Engine:
         interrupt: int = -1,
         limit: int = 1 << 20,
         partly: bool = False,
+        directory: str | None = None,
     ) -> bytes:
         """Run the program to its end and return its output.
 
-        *extra* joins its environment, *timeout* replaces the engine's. *partly*: the output is wanted also where some
-        of the things that were named do not exist. Raises EngineDown when nobody knows what came
-        of it, Interrupted as one of these, NoSuch, NameTaken, or EngineError for any other refusal.
+        *extra* joins its environment, *timeout* replaces the engine's, *directory* is where it runs. *partly*: the
+        output is wanted also where some of the things that were named do not exist. Raises EngineDown when nobody
+        knows what came of it, Interrupted as one of these, NoSuch, NameTaken, or EngineError for any other refusal.
         """
-        return self._call(arguments, stdin, extra or {}, timeout or self.timeout, interrupt, limit, partly=partly)
+        return self._call(
+            arguments, stdin, extra or {}, timeout or self.timeout, interrupt, limit, partly=partly, directory=directory
+        )
 
     def _call(
         self,
@@ -102,6 +105,7 @@ class Engine:
         limit: int = 64 << 20,
         *,
         partly: bool = False,
+        directory: str | None = None,
     ) -> bytes:
         timeout = timeout or self.timeout
         try:
@@ -113,6 +117,7 @@ class Engine:
                 stdin=stdin,
                 interrupt=interrupt,
                 limit=limit,
+                directory=directory,
             )
         except (ProgramMissing, TooLong) as error:
             raise EngineError(str(error)) from error

@@ -50,17 +50,20 @@ class Starter:
         self._patience = patience
         self._turns = Turns(_AT_ONCE)
 
-    def run(self, unit: Unit, order: Order) -> None:
+    def run(self, unit: Unit, order: Order, directory: str) -> None:
         """Return once the container of *unit* runs, or has run. Blocks in the engine's program.
+
+        That runs in *directory*, the unit's own: podman's monitor stays there and writes a file `oom` when the container
+        runs out of memory [M].
 
         The unit's stop order ends the program at once. Raises Stopped then (what may have been made is the caller's
         to end), StartFailed, Foreign, or EngineDown when the engine did not answer within its limit.
         """
-        self._patience.persist(lambda: self._try(unit, order), unit)
+        self._patience.persist(lambda: self._try(unit, order, directory), unit)
 
-    def _try(self, unit: Unit, order: Order) -> None:
+    def _try(self, unit: Unit, order: Order, directory: str) -> None:
         try:
-            self._call(unit, order)
+            self._call(unit, order, directory)
         except Interrupted:
             raise Stopped(f"unit {unit.name} was stopped while its container was made") from None
         except NameTaken as error:
@@ -71,22 +74,26 @@ class Starter:
             except EngineError as refused:
                 raise StartFailed(refused, created=True) from error
             if not exists:
-                self._call_again(unit, order)
+                self._call_again(unit, order, directory)
         except EngineDown:
             if not self._exists(unit):
                 raise  # patience: the order is given again
         except EngineError as error:
             self._judge(unit, error)
 
-    def _call(self, unit: Unit, order: Order) -> None:
+    def _call(self, unit: Unit, order: Order, directory: str) -> None:
         with self._turns.taken(unit), unit.wakes() as interrupt:
             self._engine.call(
-                *order.arguments, stdin=order.transport.file, extra=order.transport.passed, interrupt=interrupt
+                *order.arguments,
+                stdin=order.transport.file,
+                extra=order.transport.passed,
+                interrupt=interrupt,
+                directory=directory,
             )
 
-    def _call_again(self, unit: Unit, order: Order) -> None:
+    def _call_again(self, unit: Unit, order: Order, directory: str) -> None:
         try:
-            self._call(unit, order)
+            self._call(unit, order, directory)
         except EngineDown:
             raise
         except EngineError as error:

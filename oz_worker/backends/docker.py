@@ -177,7 +177,7 @@ class Docker:
 
     def _start(self, unit: Unit, ready: Ready, *, last: bool) -> None:
         try:
-            self._starter.run(unit, self._order(unit, ready))
+            self._starter.run(unit, self._order(unit, ready), str(self._traces.directory(unit).path))
         except Stopped:
             facts = self.stop(unit)
             if facts.remains:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 from oz_worker.config.kinds import matching, names, word
@@ -80,8 +81,14 @@ def extra_host(node: Node, reading: Reading) -> str:
 
 
 def security_option(node: Node, reading: Reading) -> str:
-    """What stands behind `--security-opt`; a warning when no engine is known to take it."""
+    """What stands behind `--security-opt`; a warning when no engine is known to take it.
+
+    The profile of `seccomp` may be a file: a relative path is relative to the worker's directory.
+    """
     text = word(node, reading)
-    if re.split("[:=]", text)[0] not in _SECURITY:
+    name, sign, value = re.split("([:=])", text, maxsplit=1) if re.search("[:=]", text) else (text, "", "")
+    if name not in _SECURITY:
         reading.warn(node.place, f"no engine is known to take the security option {shown(text)}")
+    if name == "seccomp" and os.path.isfile(value):
+        return f"{name}{sign}{os.path.abspath(value)}"
     return text

@@ -241,7 +241,7 @@ class Engine:
 
         What `preserve` waits for, within its limit.
         """
-        passing = [State.ACCEPTED, State.PREPARING, State.ENDING]
+        passing = [State.ACCEPTED, State.PREPARING, State.ENDING, State.DISPATCHED]
         if self.primary.backend.capabilities.fire_and_forget:
             passing.append(State.RUNNING)
         return any(task.row.state in passing and not task.awaiting_proof for task in self.tasks())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -47,9 +48,11 @@ def test_a_name_that_cannot_be_given_is_named(site: DockerSite) -> None:
 
 
 def test_a_container_without_memory_is_one_that_was_killed(site: DockerSite) -> None:
+    before = set(os.listdir())
     found = facts(site.open(memory="32m"), site, "dd if=/dev/zero of=/dev/null bs=200M count=1")
     assert (found.code, found.reason) in ((137, Reason.CONTAINER_EXIT), (137, Reason.CONTAINER_OOM))
     assert "memory" in found.detail
+    assert set(os.listdir()) - before == set(), "its monitor notes it in a file where it was started"
 
 
 def test_killed_and_removed_from_outside(site: DockerSite) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import urllib.parse
 from pathlib import Path
@@ -28,7 +29,11 @@ def forms(secret: str) -> list[str]:
 
 def arguments(rig: Rig) -> str:
     """The arguments of every process of every unit, as `ps` shows them."""
-    return "\n".join(Path(f"/proc/{pid}/cmdline").read_text(errors="replace") for pid in rig.unit_processes())
+    found = []
+    for pid in rig.unit_processes():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it may have ended meanwhile
+            found.append(Path(f"/proc/{pid}/cmdline").read_text(errors="replace"))
+    return "\n".join(found)
 
 
 @pytest.mark.parametrize("mcp_config", ["inline", "file"])

@@ -280,6 +280,17 @@ def test_volumes_and_engine_and_target_dir(tmp_path: Path) -> None:
     assert direct == DirectOptions(target_dir="/flag")
 
 
+def test_a_file_of_seccomp_is_relative_to_the_directory_of_the_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "profile.json").touch()
+    chosen = ("seccomp=profile.json", "seccomp=unconfined", "seccomp:other", "no-new-privileges")
+    options = loaded(tmp_path, f"backend: {{docker: {{security_opt: {list(chosen)}}}}}").settings.options
+    assert isinstance(options, DockerOptions)
+    assert options.security_opt == (f"seccomp={tmp_path}/profile.json", *chosen[1:])
+
+
 def test_durations_of_the_existing_worker(tmp_path: Path) -> None:
     for text, expected in (("0s", 60.0), ("-5s", 60.0), ("1.5h", 5400.0), ("500us", 0.0005), ("1m30s", 90.0)):
         options = loaded(tmp_path, f"backend: {{command: {{dispatch_command: x, dispatch_timeout: {text}}}}}")[
