@@ -53,7 +53,7 @@ class Starter:
     def run(self, unit: Unit, order: Order, directory: str) -> None:
         """Return once the container of *unit* runs, or has run. Blocks in the engine's program.
 
-        That runs in *directory*, the unit's own: podman's monitor stays there and writes a file `oom` when the container
+        That runs in *directory*, the unit's own: podman's monitor stays there and writes a file `oom` when a container
         runs out of memory [M].
 
         The unit's stop order ends the program at once. Raises Stopped then (what may have been made is the caller's
