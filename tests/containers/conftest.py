@@ -46,10 +46,10 @@ class DockerRig(Rig):
         self.config["backend"] = {"docker": self.docker}
         self.turnstiles: list[Turnstile] = []
 
-    def hold(self, call: str, when: str = "before") -> Turnstile:
+    def hold(self, call: str, when: str = "before", *, armed: bool = True) -> Turnstile:
         """Workers started from now on use the engine through a turnstile for *call*."""
         place = self.place / f"turnstile-{len(self.turnstiles)}"
-        turnstile = Turnstile(place, self.engine.program, call, when)
+        turnstile = Turnstile(place, self.engine.program, call, when, armed=armed)
         self.turnstiles.append(turnstile)
         self.docker["engine_path"] = str(turnstile.program)
         return turnstile

@@ -43,6 +43,8 @@ class Step(NamedTuple):
     """What brings the task there once its agent runs: `go`, its own end; `cancel`; `itself`."""
     waits: bool = False
     """Whether a cancel has to wait for what is held."""
+    deaf: bool = False
+    """Whether what is held is how the worker would hear of the end, be it by an event or by a list."""
 
 
 REMOVAL = '"container rm --force --volumes "[0-9a-f]*'
@@ -58,7 +60,7 @@ STEPS = [
     Step("a container is started", "run*", "after", ENDED),
     Step("an agent runs", "", killed=ENDED, by="itself"),
     Step("TERM is sent", "kill*", "after", CANCELLED, by="cancel", waits=True),
-    Step("an end is heard of", '"container inspect"*" oz-"*', "before", ENDED, by="go"),
+    Step("an end is not heard of yet", '"container inspect"*', "before", ENDED, by="go", deaf=True),
     Step("an output is going to be read", "logs*", "before", ENDED, by="go", waits=True),
     Step("a container is going to be removed", REMOVAL, "before", ENDED, ENDED, by="go"),
     Step("a container is removed", REMOVAL, "after", ENDED, ENDED, by="go"),
@@ -88,7 +90,7 @@ class Pause:
         self.rig = rig
         self._step = step
         self._registry = registry
-        self._turnstile = rig.hold(step.call, step.when) if step.call else None
+        self._turnstile = rig.hold(step.call, step.when, armed=not step.deaf) if step.call else None
         if registry and not step.call:
             registry.fault = Fault(stall_at=LAYER // 2)
 
@@ -96,12 +98,16 @@ class Pause:
         """Bring *task* there."""
         if self._step.by:
             self.rig.written("runs")
+        if self._turnstile:
+            self._turnstile.arm()
         if self._step.by == "cancel":
             self.rig.plane.cancel(task)
         elif self._step.by == "go":
             (self.rig.place / "go").touch()
         if self._turnstile:
             self._turnstile.reached()
+            if self._step.deaf:
+                until(lambda: self.rig.containers("status=exited"), "the end of the container")
         elif self._registry:
             until(lambda: self._registry and self._registry.count("blobs") > 1, "the layer on its way")
 

@@ -21,19 +21,25 @@ class Turnstile:
 
     It is held *before* the real program starts, or *after* that has ended; `run --detach` also *half* done, when the
     container is created and not started. What holds is one process that starts nothing, so that a look at the
-    processes in that moment finds it.
+    processes in that moment finds it. One that is not *armed* lets everything through until it is.
     """
 
-    def __init__(self, place: Path, real: str, call: str, when: str = "before") -> None:
+    def __init__(self, place: Path, real: str, call: str, when: str = "before", *, armed: bool = True) -> None:
         place.mkdir()
         self._place = place
         self._open = -1
         os.mkfifo(place / "gate")
         self.program = place / "docker"
-        first = f'mkdir "$HERE/taken" 2>/dev/null && {{ {_WAYS[when]}; }}'
+        first = f'[ -e "$HERE/armed" ] && mkdir "$HERE/taken" 2>/dev/null && {{ {_WAYS[when]}; }}'
         script = f'#!/bin/sh\nHERE={place} REAL={real}\ncase "$*" in\n{call}) {first};;\nesac\nexec "$REAL" "$@"\n'
         self.program.write_text(script)
         self.program.chmod(0o755)
+        if armed:
+            self.arm()
+
+    def arm(self) -> None:
+        """Hold the next call that fits."""
+        (self._place / "armed").touch()
 
     def reached(self) -> None:
         """Block until a call is held."""
