@@ -11,12 +11,14 @@ logger = logging.getLogger(__name__)
 
 _KEPT = 256 * 1024
 _PIECE = 64 * 1024
+_LOOKS = 3
+"""How often a cut looks for what was written meanwhile: one who floods the file always writes."""
 
 
 class OutputFiles:
     """Keeps files that others append to below a limit. Safe from any thread; the lock guards the set of files.
 
-    The writers opened them with O_APPEND, so cutting a file to nothing makes them go on from its new end.
+    The writers opened them with O_APPEND, so that they go on from its new end when it is cut.
     """
 
     def __init__(self, limit: int) -> None:
@@ -48,15 +50,44 @@ class OutputFiles:
                 logger.debug("output %s: %s", path, error)
 
     def _cut(self, path: Path) -> None:
-        kept = tail(path, min(_KEPT, self._limit // 2))
-        kept = kept[kept.find(b"\n") + 1 :] if b"\n" in kept else kept
+        """Put the notice and the end at the beginning, then cut behind them, in one step for whoever writes on.
+
+        What a writer adds between the last look and the cut is lost: microseconds, and only in a file over the limit.
+        """
         notice = f"[oz_worker: output over {self._limit} bytes; what came before is gone]\n".encode()
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            os.ftruncate(descriptor, 0)
-            os.write(descriptor, notice + kept)
+            seen = os.fstat(descriptor).st_size
+            wanted = min(_KEPT, self._limit // 2)
+            kept = _read_at(descriptor, max(0, seen - wanted), wanted)
+            head = notice + (kept[kept.find(b"\n") + 1 :] if b"\n" in kept else kept)
+            if len(head) >= seen:
+                return  # so small a limit that the notice itself breaks it
+            _write_at(descriptor, head, 0)
+            end = len(head)
+            for _look in range(_LOOKS):
+                fresh = _read_at(descriptor, seen, wanted)
+                if not fresh or end + len(fresh) >= seen:
+                    break
+                _write_at(descriptor, fresh, end)
+                seen, end = seen + len(fresh), end + len(fresh)
+            os.ftruncate(descriptor, end)
         finally:
             os.close(descriptor)
+
+
+def _read_at(descriptor: int, place: int, limit: int) -> bytes:
+    pieces = []
+    while limit > 0 and (piece := os.pread(descriptor, min(limit, _PIECE), place)):
+        pieces.append(piece)
+        place, limit = place + len(piece), limit - len(piece)
+    return b"".join(pieces)
+
+
+def _write_at(descriptor: int, data: bytes, place: int) -> None:
+    while data:
+        written = os.pwrite(descriptor, data, place)
+        data, place = data[written:], place + written
 
 
 def tail(path: Path, limit: int) -> bytes:
@@ -66,13 +97,7 @@ def tail(path: Path, limit: int) -> bytes:
     except OSError:
         return b""
     try:
-        size = os.fstat(descriptor).st_size
-        os.lseek(descriptor, max(0, size - limit), os.SEEK_SET)
-        pieces = []
-        while limit > 0 and (piece := os.read(descriptor, min(limit, _PIECE))):
-            pieces.append(piece)
-            limit -= len(piece)
-        return b"".join(pieces)
+        return _read_at(descriptor, max(0, os.fstat(descriptor).st_size - limit), limit)
     except OSError:
         return b""
     finally:
