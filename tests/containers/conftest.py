@@ -64,6 +64,17 @@ class DockerRig(Rig):
         words = [word for one in chosen for word in ("--filter", one)]
         return self.engine.read("ps", "--all", "--format", "{{.Names}}", *words).split()
 
+    def tidied(self) -> None:
+        """Block until the worker has put away what it was making: it has one process, the stream of events."""
+        mine = f"label=oz-worker.worker={self.worker_id}"
+
+        def tidy() -> bool:
+            made = self.engine.ids("ps", "--all", "--quiet", "--filter", mine, "--filter", "label=oz-worker.role=fill")
+            bare = self.engine.ids("volume", "ls", "--quiet", "--filter", mine, "--filter", "dangling=true")
+            return not made and not bare and len(self.unit_processes()) == 1
+
+        until(tidy, "the end of every filling, removal and process of the worker's")
+
     def written(self, name: str) -> str:
         """Block until an agent has written a file; its text."""
         path = self.place / name

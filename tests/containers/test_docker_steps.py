@@ -168,6 +168,7 @@ def test_at_each_step(pause: Pause, step: Step, then: str) -> None:
     if then == "cancel" or step.by == "cancel":
         rig.plane.wait_for(lambda: task.closed, SAFETY, "execution_closed")
     pause.release()
+    rig.tidied()
     assert pause.runs() in possible_runs(step, then)
     assert worker.stop() == 0
     rig.audit()
