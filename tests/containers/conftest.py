@@ -64,6 +64,11 @@ class DockerRig(Rig):
         words = [word for one in chosen for word in ("--filter", one)]
         return self.engine.read("ps", "--all", "--format", "{{.Names}}", *words).split()
 
+    def running(self, count: int) -> list[str]:
+        """Block until so many task containers run, by the engine's word: it says so later than their agents do."""
+        until(lambda: len(self.containers("status=running")) == count, f"{count} running containers")
+        return self.containers("status=running")
+
     def tidied(self) -> None:
         """Block until the worker has put away what it was making: it has one process, the stream of events."""
         mine = f"label=oz-worker.worker={self.worker_id}"
