@@ -45,6 +45,7 @@ class DockerRig(Rig):
         }
         self.config["backend"] = {"docker": self.docker}
         self.turnstiles: list[Turnstile] = []
+        self._audited = False  # then the engine is as it was
 
     def hold(self, call: str, when: str = "before", *, armed: bool = True) -> Turnstile:
         """Workers started from now on use the engine through a turnstile for *call*."""
@@ -63,6 +64,11 @@ class DockerRig(Rig):
         chosen = [f"label=oz-worker.worker={self.worker_id}", "label=oz-worker.role=task", *filters]
         words = [word for one in chosen for word in ("--filter", one)]
         return self.engine.read("ps", "--all", "--format", "{{.Names}}", *words).split()
+
+    def running(self, count: int) -> list[str]:
+        """Block until so many task containers run, by the engine's word: it says so later than their agents do."""
+        until(lambda: len(self.containers("status=running")) == count, f"{count} running containers")
+        return self.containers("status=running")
 
     def tidied(self) -> None:
         """Block until the worker has put away what it was making: it has one process, the stream of events."""
@@ -87,6 +93,8 @@ class DockerRig(Rig):
         for turnstile in self.turnstiles:
             turnstile.close()
         mine = ("--filter", f"label=oz-worker.worker={self.worker_id}")
+        if self._audited:
+            return
         for name in self.engine.ids("ps", "--all", "--quiet", *mine):
             self.engine.cli("rm", "--force", "--volumes", name, check=False)
         for name in self.engine.ids("volume", "ls", "--quiet", *mine):
@@ -98,6 +106,7 @@ class DockerRig(Rig):
         assert self.containers() == []
         self.close()
         audit_back_to(self.engine, self.before)
+        self._audited = True
 
 
 @pytest.fixture

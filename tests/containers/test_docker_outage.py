@@ -80,7 +80,7 @@ def test_beyond_the_limit_the_task_fails_and_its_slot_waits_for_the_proof(outage
     third = rig.submit("exit 5", requeue=False)
     rig.plane.wait_for(lambda: third.state == "rejected", SAFETY, "a rejection")
     assert third.frames(REJECTED)[0].reason == "worker at maximum concurrency"
-    assert len(rig.containers("status=running")) == 2
+    rig.running(2)
     killing.release()
     worker.wait_log("everything is gone now")
     rig.plane.redeliver(third)

@@ -52,7 +52,6 @@ STEPS = [
     Step("a pull is under way", "", needs="pull"),
     Step("a pull has ended", "pull*", "after", needs="pull"),
     Step("a volume is going to be filled", "cp*", needs="fill"),
-    Step("a volume is filled", "cp*", "after", needs="fill"),
     Step("a volume is marked", "create*oz-sidecar-*", "after", needs="fill"),
     Step("all is ready", '"image inspect"*', "after"),
     Step("a container is going to be made", "run*", "before", NOT_KNOWN),

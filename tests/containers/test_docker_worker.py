@@ -93,13 +93,13 @@ def test_preserve_leaves_containers_for_the_next_worker(docker_rig: DockerRig) -
     worker = rig.start()
     task = rig.submit("echo up > $HOME/up; while [ ! -e $HOME/go ]; do sleep 0.05; done; exit 2")
     rig.written("up")
-    (name,) = rig.containers("status=running")
+    (name,) = rig.running(1)
     said = rig.run_command("logs", task.task_id, "--state-dir", str(rig.state_dir)).stdout
     assert f"is running; `docker logs -f {name}` shows its output" in said
     ending = rig.submit("echo up > $HOME/up-too; while [ ! -e $HOME/die ]; do sleep 0.05; done; exit 3")
     rig.written("up-too")
     assert worker.stop() == 0
-    assert len(rig.containers("status=running")) == 2
+    rig.running(2)
     (rig.place / "die").touch()
     until(lambda: len(rig.containers("status=exited")) == 1, "the end of one while nobody looks")
     worker = rig.start()
@@ -161,7 +161,7 @@ def test_drain_finishes_what_runs_and_takes_nothing_new(docker_rig: DockerRig) -
     late = rig.submit("echo up > $HOME/late", requeue=False)
     rig.plane.wait_for(lambda: late.state == "rejected", SAFETY, "a rejection")
     assert late.frames(REJECTED)[0].reason == "worker is shutting down"
-    assert len(rig.containers("status=running")) == 2
+    rig.running(2)
     (rig.place / "go").touch()
     assert worker.exit_code() == 0
     assert [task.acknowledged for task in tasks] == [True, True]
