@@ -129,7 +129,8 @@ class Engine:
                 raise Interrupted(f"{what} was interrupted")
             raise EngineDown(f"{what} did not answer within {format_duration(timeout)}; is the engine well?")
         if outcome.code:
-            refusal = self.refusal(arguments[0], outcome.code, outcome.errors or outcome.output)
+            said = outcome.errors or (b"" if outcome.code > _SIGNALLED else outcome.output)  # half an answer is none
+            refusal = self.refusal(arguments[0], outcome.code, said)
             if not (partly and isinstance(refusal, NoSuch) and _only_gone(outcome.errors)):
                 raise refusal
         return outcome.output

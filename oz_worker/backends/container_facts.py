@@ -109,6 +109,15 @@ def vanished(name: str, code: int | None) -> ExitFacts:
     return ExitFacts(reason=Reason.CONTAINER_WAIT, detail=detail)
 
 
+def not_there(name: str) -> ExitFacts:
+    """Facts of a container that was ordered by a worker before this one, and does not exist."""
+    detail = (
+        f"The worker was ended when the container {name} was ordered, and there is none now: it was never made, or was"
+        " removed from outside. Look at what the agent had pushed, then run the task again."
+    )
+    return ExitFacts(reason=Reason.CONTAINER_WAIT, detail=detail)
+
+
 def silent(name: str, why: str, limit: float) -> ExitFacts:
     """Facts of a container of which the engine has said nothing for longer than `engine_down_timeout`."""
     detail = (

@@ -10,6 +10,7 @@ import logging
 
 from oz_worker.backends.base import Unit
 from oz_worker.backends.container_order import Order, container_name
+from oz_worker.backends.container_traces import Traces
 from oz_worker.backends.patience import Patience
 from oz_worker.backends.turns import Turns
 from oz_worker.containers import Engine
@@ -45,25 +46,24 @@ class Foreign(OzWorkerError):
 class Starter:
     """Runs orders. Safe from any thread: it has no state but its options."""
 
-    def __init__(self, engine: Engine, patience: Patience) -> None:
+    def __init__(self, engine: Engine, patience: Patience, traces: Traces) -> None:
         self._engine = engine
         self._patience = patience
+        self._traces = traces
         self._turns = Turns(_AT_ONCE)
 
-    def run(self, unit: Unit, order: Order, directory: str) -> None:
+    def run(self, unit: Unit, order: Order) -> None:
         """Return once the container of *unit* runs, or has run. Blocks in the engine's program.
 
-        That runs in *directory*, the unit's own: podman's monitor stays there and writes a file `oom` when a container
-        runs out of memory [M].
-
         The unit's stop order ends the program at once. Raises Stopped then (what may have been made is the caller's
-        to end), StartFailed, Foreign, or EngineDown when the engine did not answer within its limit.
+        to end), StartFailed, Foreign, or EngineDown when the engine did not answer within its limit;
+        OSError when the unit's directory cannot be written.
         """
-        self._patience.persist(lambda: self._try(unit, order, directory), unit)
+        self._patience.persist(lambda: self._try(unit, order), unit)
 
-    def _try(self, unit: Unit, order: Order, directory: str) -> None:
+    def _try(self, unit: Unit, order: Order) -> None:
         try:
-            self._call(unit, order, directory)
+            self._call(unit, order)
         except Interrupted:
             raise Stopped(f"unit {unit.name} was stopped while its container was made") from None
         except NameTaken as error:
@@ -74,26 +74,28 @@ class Starter:
             except EngineError as refused:
                 raise StartFailed(refused, created=True) from error
             if not exists:
-                self._call_again(unit, order, directory)
+                self._call_again(unit, order)
         except EngineDown:
             if not self._exists(unit):
                 raise  # patience: the order is given again
         except EngineError as error:
             self._judge(unit, error)
 
-    def _call(self, unit: Unit, order: Order, directory: str) -> None:
+    def _call(self, unit: Unit, order: Order) -> None:
+        # In the unit's directory: podman's monitor writes a file `oom` where it was started, when memory runs out [M].
         with self._turns.taken(unit), unit.wakes() as interrupt:
+            self._traces.starting(unit)  # no sooner: what only waited for its turn has never run
             self._engine.call(
                 *order.arguments,
                 stdin=order.transport.file,
                 extra=order.transport.passed,
                 interrupt=interrupt,
-                directory=directory,
+                directory=str(self._traces.directory(unit).path),
             )
 
-    def _call_again(self, unit: Unit, order: Order, directory: str) -> None:
+    def _call_again(self, unit: Unit, order: Order) -> None:
         try:
-            self._call(unit, order, directory)
+            self._call(unit, order)
         except EngineDown:
             raise
         except EngineError as error:

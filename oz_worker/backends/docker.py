@@ -118,7 +118,7 @@ class Docker:
         )
         self._traces = Traces(self._directory, self._worker_id)
         self._traces.open()
-        self._starter = Starter(engine, self._patience)
+        self._starter = Starter(engine, self._patience, self._traces)
         self._orphans = Orphans(engine, self._labels)
         self._stopper = Stopper(engine, self._starter.fence, self._orphans.holds)
         self._output = ContainerOutput(engine, self._traces, self._log_max)
@@ -165,7 +165,6 @@ class Docker:
             self._units[name] = _Known(unit, started=False)
         self._watch.follow(name, exists=False)  # before it runs: it may be over before its start returns
         try:
-            self._traces.starting(unit)
             self._start(unit, self._ready.pop(unit.name), last=False)
         except OSError as error:
             self._forget(name)
@@ -177,14 +176,12 @@ class Docker:
 
     def _start(self, unit: Unit, ready: Ready, *, last: bool) -> None:
         try:
-            self._starter.run(unit, self._order(unit, ready), str(self._traces.directory(unit).path))
+            self._run(unit, ready)
         except Stopped:
             facts = self.stop(unit)
             if facts.remains:
                 raise TaskFault(facts) from None
             raise
-        except Foreign as taken:
-            self._take_over(unit, taken.container)
         except EngineDown as error:
             raise TaskFault(container_facts.unanswered(str(error), self._options.engine_down_timeout)) from error
         except StartFailed as failure:
@@ -196,6 +193,18 @@ class Docker:
             logger.info("unit %s: looking anew at image and sidecars: %s", unit.name, failure)
             self._supplies.distrust(ready)
             self._start(unit, self._supplies.get(unit), last=True)
+
+    def _run(self, unit: Unit, ready: Ready) -> None:
+        try:
+            self._starter.run(unit, self._order(unit, ready))
+        except Foreign as taken:
+            container = taken.container
+            try:
+                self._patience.persist(lambda: self._take_over(unit, container), unit)
+            except EngineDown:
+                raise
+            except EngineError as error:
+                raise StartFailed(error, created=False) from error
 
     def _order(self, unit: Unit, ready: Ready) -> Order:
         assert unit.spec is not None
@@ -214,7 +223,10 @@ class Docker:
             raise TaskFault(container_facts.not_given(str(error))) from error
 
     def _take_over(self, unit: Unit, container: Container) -> None:
-        """Its name is taken: by a living worker, or by one that was replaced, whose task this is (rule 3)."""
+        """Its name is taken: by a living worker, or by one that was replaced, whose task this is (rule 3).
+
+        Raises EngineError.
+        """
         for _look in range(2):
             if self._orphans.has_owner(container):
                 raise TaskFault(container_facts.taken(container))
@@ -240,7 +252,7 @@ class Docker:
             if container is None:
                 started = self._traces.was_started(unit)
                 name = container_name(unit)
-                unit.ended(container_facts.vanished(name, None) if started else container_facts.never_ran())
+                unit.ended(container_facts.not_there(name) if started else container_facts.never_ran())
             elif container.fresh and self._starter.fence(container.id):
                 unit.ended(container_facts.never_ran())
             else:

@@ -131,6 +131,7 @@ def test_an_image_removed_since_it_was_looked_at(site: DockerSite) -> None:
     site.engine.cli("rmi", "--force", name)
 
 
+ONE, TWO = f"one-{INSTANCE}", f"two-{INSTANCE}"
 ODD = {
     "PATH": "/bin:/odd",
     "HOME": "/odd home",
@@ -291,9 +292,9 @@ def test_a_name_taken_by_somebody_else_is_said_and_left_alone(site: DockerSite) 
 
 def test_two_workers_on_one_engine_touch_only_their_own(site: DockerSite) -> None:
     stranger = site.engine.read("run", "--detach", "--network", "none", site.images.task, "sleep", "1000")
-    one, two = site.open(instance="one"), site.open(instance="two")
-    mine = site.unit(f"echo up > {site.root}/one; sleep 1000", instance="one")
-    other = site.unit(f"echo up > {site.root}/two; sleep 1000", instance="two")
+    one, two = site.open(instance=ONE), site.open(instance=TWO)
+    mine = site.unit(f"echo up > {site.root}/one; sleep 1000", instance=ONE)
+    other = site.unit(f"echo up > {site.root}/two; sleep 1000", instance=TWO)
     for backend, unit in ((one, mine), (two, other)):
         begin(backend, unit)
     written(site.root / "one")
@@ -313,11 +314,11 @@ def test_two_workers_on_one_engine_touch_only_their_own(site: DockerSite) -> Non
 
 
 def test_a_unit_that_was_refused_because_another_has_it_leaves_that_one_alone(site: DockerSite) -> None:
-    mine, theirs = site.open(instance="one"), site.open(instance="two")
-    first = site.unit(f"echo up > {site.root}/up; sleep 1000", instance="one")
+    mine, theirs = site.open(instance=ONE), site.open(instance=TWO)
+    first = site.unit(f"echo up > {site.root}/up; sleep 1000", instance=ONE)
     begin(mine, first)
     written(site.root / "up")
-    second = Unit(first.name, "two", first.key, first.spec)
+    second = Unit(first.name, TWO, first.key, first.spec)
     with pytest.raises(TaskFault, match="belongs to instance one"):
         begin(theirs, second)
     assert theirs.clean_up(second, keep=False) == ""
@@ -331,18 +332,18 @@ def test_a_unit_that_was_refused_because_another_has_it_leaves_that_one_alone(si
 
 
 def test_a_key_that_goes_to_another_worker_later_is_not_taken_for_a_late_container(site: DockerSite) -> None:
-    mine, theirs = site.open(instance="one"), site.open(instance="two")
-    first = site.unit("exit 0", instance="one")
+    mine, theirs = site.open(instance=ONE), site.open(instance=TWO)
+    first = site.unit("exit 0", instance=ONE)
     assert facts(mine, first).code == 0
     spec = first.spec
     assert spec is not None
     script = f"echo up > {site.root}/up; while [ ! -e {site.root}/go ]; do sleep 0.05; done; exit 5"
     again = dataclasses.replace(spec, environment={**spec.environment, "AGENT_SCRIPT": script})
-    second = Unit(first.name, "two", first.key, again)
+    second = Unit(first.name, TWO, first.key, again)
     begin(theirs, second)
     written(site.root / "up")
     mine._watch.look()
-    assert facts(mine, site.unit("exit 0", instance="one")).code == 0, "its watch has seen the other one by now"
+    assert facts(mine, site.unit("exit 0", instance=ONE)).code == 0, "its watch has seen the other one by now"
     (site.root / "go").touch()
     assert ended(theirs, second).code == 5
 

@@ -38,3 +38,23 @@ def test_fifty_tasks_of_one_image_pull_it_once(
     assert worker.stop() == 0
     rig.engine.cli("rmi", "--force", image)
     rig.audit()
+
+
+def test_what_only_waited_for_its_turn_is_known_never_to_have_run(docker_rig: DockerRig) -> None:
+    rig = docker_rig
+    program = rig.engine.program
+    rig.in_front('[ "$1" != run ] || { echo run >> "$HERE/ordered"; exec sleep 1000; }')
+    worker = rig.start()
+    tasks = [rig.submit("exit 0") for _ in range(10)]
+    ordered = rig.place / "in-front-0" / "ordered"
+    until(lambda: ordered.exists() and len(ordered.read_text().splitlines()) == 8, "as many orders as go at once")
+    until(lambda: len(list(rig.instance_dirs()[0].glob("units/*"))) == 10, "all of them prepared")
+    worker.kill()
+    rig.docker["engine_path"] = program
+    worker = rig.start()
+    rig.plane.wait_acknowledged(*tasks)
+    assert sorted(task.terminal.reason for task in tasks) == ["container_wait"] * 8 + ["unknown"] * 2
+    never_made = [task.terminal.message for task in tasks if task.terminal.reason == "container_wait"]
+    assert all("was ordered, and there is none now" in message for message in never_made)
+    assert worker.stop() == 0
+    rig.audit()

@@ -77,6 +77,23 @@ def test_what_has_no_owner_at_two_looks_is_the_tasks_own(taken: Taken) -> None:
     rig.audit()
 
 
+def test_an_engine_that_cannot_say_who_lives_is_asked_again(taken: Taken) -> None:
+    rig = taken.rig
+    taken.container(ABSENT)
+    count = 'echo asked >> "$HERE/asked"; [ $(wc -l < "$HERE/asked") -gt 4 ]'
+    refuse = '{ echo "Cannot connect to the Docker daemon" >&2; exit 1; }'
+    rig.in_front(f'case "$*" in "container inspect"*{ABSENT}*) {count} || {refuse};; esac')
+    worker = rig.start(odd="owners")
+    task = taken.submit()
+    worker.wait_log(f"took over the container {NAME}")
+    (rig.place / "go").touch()
+    rig.plane.wait_acknowledged(task, timeout=SAFETY)
+    assert task.terminal.exit_code == 7
+    until(lambda: rig.containers() == [], "its container removed")
+    assert worker.stop() == 0
+    rig.audit()
+
+
 def test_an_owner_that_is_back_at_the_second_look_keeps_it(taken: Taken) -> None:
     rig = taken.rig
     owner = taken.owner()

@@ -197,7 +197,7 @@ def test_a_database_of_a_newer_version_is_left_alone_and_is_exit_3(rig: Rig) -> 
 
 
 def test_an_instance_that_is_held_is_exit_3_for_the_second_worker(rig: Rig) -> None:
-    rig.config["instance_id"] = "pinned"
+    rig.config["instance_id"] = f"pinned-{os.getpid()}"
     worker = rig.start()
     second = rig.start(connected=False)
     assert second.exit_code() == 3

@@ -84,3 +84,41 @@ def test_turns_are_taken_one_after_the_other_and_a_stop_order_ends_the_wait() ->
     thread.join()
     with turns.taken(unit):
         pass
+
+
+def test_half_an_answer_of_a_program_that_was_killed_is_none(tmp_path: Path) -> None:
+    with pytest.raises(EngineDown, match="killed by signal 9"):
+        fake_engine(tmp_path, "echo half of it; kill -9 $$").overview("label=a=b")
+
+
+@pytest.mark.parametrize("kind", ["docker", "podman"])
+def test_what_a_list_says_of_containers(tmp_path: Path, kind: str) -> None:
+    """Of those that live nothing is asked, of those that ended each by itself where all together get no answer."""
+    rows = [
+        ("1", "other/alias,oz-a", "Running"),
+        ("2", "oz-b", "exited"),
+        ("3", "oz-c", "created"),
+        ("4", "oz-d", "dead"),
+        ("5", "oz-fill-x", "exited"),
+    ]
+    form = '{"id": "%s", "name": "%s", "status": "%s", "image": "i", "labels": {"oz-worker.unit": "u"}}'
+    printed = "\n".join(form % row for row in rows)
+    ended = '{"id":"2","name":"oz-b","state":{"Status":"exited","ExitCode":7,"StartedAt":"2026-01-01"}}'
+    body = f"""
+case "$*" in
+ps*) printf '%s\\n' '{printed}';;
+*" 2 4") echo "error during connect: EOF" >&2; exit 1;;
+*" 2") echo '{ended}';;
+*" 4") echo "error during connect: EOF" >&2; exit 1;;
+*) exit 3;;
+esac"""
+    found = fake_engine(tmp_path, body, kind=kind).overview("label=a=b")
+    assert [(one.name, one.status, one.code) for one in found] == [
+        ("oz-a", "running", 0),
+        ("oz-b", "exited", 7),
+        ("oz-c", "created", 0),
+        ("oz-d", "unclear", 0),
+    ]
+    assert [one.lives for one in found] == [True, False, False, True]
+    assert [one.fresh for one in found] == [False, False, True, False]
+    assert found[0].label("unit") == "u"
