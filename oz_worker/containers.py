@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, Iterator, Mapping, NamedTuple, Sequence
 
 from oz_worker import errand
-from oz_worker.errors import OzWorkerError
+from oz_worker.errors import OzWorkerError, Unanswered
 from oz_worker.process import ProgramMissing, SpawnError, TooLong
 from oz_worker.timing import format_duration
 
@@ -51,7 +51,7 @@ class EngineError(OzWorkerError):
         self.code = code
 
 
-class EngineDown(EngineError):
+class EngineDown(EngineError, Unanswered):
     """Nothing is known of what was asked: the engine is stopped, hangs, or cannot be reached."""
 
 

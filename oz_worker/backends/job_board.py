@@ -1,0 +1,230 @@
+"""What is known of each Job that is followed: the Job, its pods, what the cluster said of them, and its verdict.
+
+Fed by the watch, on whose thread the verdicts are spoken. A Job is known by the unit that stands on it, and once its
+uid is known by that: one that bears the same name before or after it is another one.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Any, Callable, Mapping
+
+from oz_worker.backends import job_facts
+from oz_worker.backends.base import Unit
+from oz_worker.backends.job_object import unit_of
+from oz_worker.backends.job_whose import is_over
+from oz_worker.cluster import Cluster, ClusterError, Object
+
+logger = logging.getLogger(__name__)
+
+EVENTS_SECONDS = 5.0
+"""At least so long between two looks at the events of the namespace."""
+_EVENT_PAGES = 4
+_FAR = float("inf")
+
+
+class Card:
+    """One followed Job. The board's lock guards every field but `unit`."""
+
+    def __init__(self, unit: Unit) -> None:
+        self.unit = unit
+        self.exists_since = _FAR  # monotonic: from then on its absence from a list means that it is gone
+        self.uid = ""
+        self.job: Object | None = None
+        self.pods: dict[str, Object] = {}  # by uid
+        self.waits: job_facts.Waits = job_facts.NO_WAITS
+        self.look_at = _FAR
+        self.wants_events = False
+        self.gone = False
+        self.judged = False  # its verdict is spoken
+
+
+class Board:
+    """The Jobs that are followed, by unit. Safe from any thread.
+
+    The lock guards the cards and is never held while anything is called but the pure judge. *late* hears of a Job of a
+    unit that is not followed.
+    """
+
+    def __init__(self, cluster: Cluster, limits: job_facts.Limits, late: Callable[[Object], None]) -> None:
+        self._cluster = cluster
+        self._limits = limits
+        self._late = late
+        self._lock = threading.Lock()
+        self._cards: dict[str, Card] = {}
+        self._events: dict[str, list[Object]] = {}  # by the uid of what they are about; the watch's thread only
+        self._events_at = 0.0  # the watch's thread only
+
+    # -- from any thread
+
+    def follow(self, unit: Unit, job: Object | None = None) -> None:
+        """Hear of the end of the unit's *job*, or of one that is about to be made: then its absence is no end yet."""
+        with self._lock:
+            card = self._cards.setdefault(unit.name, Card(unit))
+            card.unit = unit
+            if job is not None:
+                card.uid = str(job["metadata"]["uid"])
+                card.exists_since = min(card.exists_since, time.monotonic())
+                card.job = card.job or job_facts.pruned(job)
+                card.look_at = 0.0
+
+    def drop(self, name: str) -> None:
+        """Hear no more of the unit."""
+        with self._lock:
+            self._cards.pop(name, None)
+
+    def card(self, name: str) -> Card | None:
+        """What is known of a unit; to be read only."""
+        with self._lock:
+            return self._cards.get(name)
+
+    def units(self) -> list[Unit]:
+        """The units that are followed."""
+        with self._lock:
+            return [card.unit for card in self._cards.values()]
+
+    def is_gone(self, name: str) -> bool:
+        """Whether the unit's Job is proven gone."""
+        card = self.card(name)
+        return card is not None and card.gone
+
+    def note_gone(self, name: str) -> None:
+        """The unit's Job does not exist any more, as the server says itself."""
+        if (card := self.card(name)) is not None:
+            self._vanished(card)
+
+    # -- what the watch hears, on its thread
+
+    def listed(self, kind: str, things: list[dict[str, Any]], began: float) -> None:
+        """Everything that exists."""
+        if kind == "jobs":
+            present = {unit_of(thing) for thing in things}
+            for thing in things:
+                self._job(thing)
+            with self._lock:
+                missing = [c for name, c in self._cards.items() if name not in present and c.exists_since <= began]
+            for card in missing:
+                self._vanished(card)
+            return
+        uids = {str(thing["metadata"]["uid"]) for thing in things}
+        with self._lock:
+            for card in self._cards.values():
+                for uid in [uid for uid in card.pods if uid not in uids]:
+                    card.pods[uid] = job_facts.gone(card.pods[uid])
+        for thing in things:
+            self._pod(thing)
+        with self._lock:
+            cards = list(self._cards.values())
+        for card in cards:
+            self._judge(card)
+
+    def changed(self, kind: str, change: str, thing: dict[str, Any]) -> None:
+        """One thing is new, another, or gone."""
+        if kind == "pods":
+            card = self._pod(thing, gone=change == "DELETED")
+            if card is not None:
+                self._judge(card)
+        elif change != "DELETED":
+            self._job(thing)
+        elif (card := self._of(thing)) is not None and card.uid in ("", str(thing["metadata"]["uid"])):
+            with self._lock:
+                card.job = job_facts.pruned(thing)
+            self._vanished(card)
+
+    def busy(self) -> bool:
+        """Whether anything is followed whose end is not known."""
+        with self._lock:
+            return any(not card.judged for card in self._cards.values())
+
+    def due(self) -> float:
+        """Speak the verdicts that time brings; the monotonic time of the next."""
+        now = time.monotonic()
+        with self._lock:
+            due = [card for card in self._cards.values() if not card.judged and card.look_at <= now]
+            curious = any(card.wants_events and not card.judged for card in self._cards.values())
+        if curious and now >= self._events_at:
+            self._read_events()
+            with self._lock:
+                due = [card for card in self._cards.values() if not card.judged and (card in due or card.wants_events)]
+        for card in due:
+            self._judge(card)
+        with self._lock:
+            waiting = [card for card in self._cards.values() if not card.judged]
+            next_events = self._events_at if any(card.wants_events for card in waiting) else _FAR
+            return min([next_events, *(card.look_at for card in waiting)])
+
+    # -- small steps
+
+    def _of(self, thing: Object) -> Card | None:
+        with self._lock:
+            return self._cards.get(unit_of(thing))
+
+    def _job(self, thing: dict[str, Any]) -> None:
+        card = self._of(thing)
+        if card is None:
+            if not is_over(thing):
+                self._late(thing)
+            return
+        with self._lock:
+            if card.uid not in ("", str(thing["metadata"]["uid"])):
+                return
+            card.job = job_facts.pruned(thing)
+        self._judge(card)
+
+    def _pod(self, thing: dict[str, Any], *, gone: bool = False) -> Card | None:
+        card = self._of(thing)
+        if card is not None:
+            pod = job_facts.pruned(thing)
+            with self._lock:
+                card.pods[str(thing["metadata"]["uid"])] = job_facts.gone(pod) if gone else pod
+        return card
+
+    def _judge(self, card: Card) -> None:
+        """Speak its verdict, if there is one now."""
+        with self._lock:
+            if card.judged or card.job is None:
+                card.look_at = _FAR
+                return
+            owners = [card.job, *card.pods.values()]
+            events = [event for owner in owners for event in self._events.get(str(owner["metadata"]["uid"]), ())]
+            seen = job_facts.Seen(card.job, tuple(card.pods.values()), tuple(events), card.waits)
+            verdict = job_facts.judge(seen, self._limits, time.monotonic())
+            card.waits, card.wants_events = verdict.waits, verdict.wants_events
+            card.look_at = verdict.look_at
+            card.judged = verdict.facts is not None
+        if verdict.facts is not None:
+            card.unit.ended(verdict.facts)
+
+    def _vanished(self, card: Card) -> None:
+        with self._lock:
+            card.gone = card.judged = True
+            facts = job_facts.vanished(card.job, tuple(card.pods.values()))
+        card.unit.ended(facts)  # an end that is known already stays
+        card.unit.notify()
+
+    def _read_events(self) -> None:
+        """The warnings of the namespace, in one call for all who wait."""
+        try:
+            found = self._cluster.list("events", fields="type=Warning", pages=_EVENT_PAGES)
+        except ClusterError as error:
+            logger.debug("the events cannot be read: %s", error)
+        else:
+            events: dict[str, list[Object]] = {}
+            for event in found.items:
+                events.setdefault(str((event.get("involvedObject") or {}).get("uid")), []).append(event)
+            with self._lock:
+                known = {uid for card in self._cards.values() for uid in (card.uid, *card.pods)}
+            self._events = {uid: some for uid, some in events.items() if uid in known}
+        self._events_at = time.monotonic() + EVENTS_SECONDS
+
+
+def started(card: Card) -> bool:
+    """Whether the agent of the Job is known to have begun."""
+    return any(job_facts.agent_started(pod) for pod in card.pods.values())
+
+
+def labels_of(thing: Mapping[str, Any]) -> Mapping[str, str]:
+    """Its labels."""
+    return (thing.get("metadata") or {}).get("labels") or {}

@@ -1,0 +1,68 @@
+"""Whose a Job is, from what stands on it: this unit's, this instance's, the old worker's, somebody else's."""
+
+from __future__ import annotations
+
+from typing import Callable
+
+from oz_worker.backends.base import Found, Unit
+from oz_worker.backends.job_object import key_of, unit_of
+from oz_worker.cluster import Object
+from oz_worker.model import Key
+
+INSTANCE, WORKER_HASH = "oz-worker-instance", "oz-worker-hash"
+
+
+class Whose:
+    """Tells Jobs apart. Holds no state; *living* says whether a unit of that name is being worked on here."""
+
+    def __init__(self, instance: str, worker_hash: str, living: Callable[[str], bool]) -> None:
+        self._instance = instance
+        self._worker_hash = worker_hash
+        self._living = living
+
+    def is_ours(self, job: Object) -> bool:
+        """Whether this instance made it, so that it is ours to end and to remove."""
+        return bool(label(job, INSTANCE) == self._instance)
+
+    def is_of(self, job: Object, unit: Unit) -> bool:
+        """Whether it is the Job of exactly this unit."""
+        return self.is_ours(job) and unit_of(job) == unit.name
+
+    def may_replace(self, job: Object, key: Key) -> bool:
+        """Whether a new Job may take its name: nobody works on it any more, and it is ours or the old worker's.
+
+        `oz-agent-worker` left Jobs without the label of an instance. One that still runs is left alone unless it is an
+        earlier attempt of the very task.
+        """
+        if self.is_ours(job):
+            return not self._living(unit_of(job)) and (is_over(job) or key_of(job) == key)
+        return not label(job, INSTANCE) and label(job, WORKER_HASH) == self._worker_hash and is_over(job)
+
+    def owner(self, job: Object) -> str:
+        """Who made it, for people."""
+        worker, instance = label(job, "oz-worker-id"), label(job, INSTANCE)
+        if not worker:
+            return "somebody else"
+        return f"worker {worker}" + (f", instance {instance}" if instance else ", an oz-agent-worker")
+
+
+def label(thing: Object, name: str) -> str:
+    """A label, "" where there is none."""
+    return str(((thing.get("metadata") or {}).get("labels") or {}).get(name, ""))
+
+
+def condition(job: Object, kind: str) -> Object | None:
+    """The condition of that type if it is true."""
+    found = (job.get("status") or {}).get("conditions") or []
+    return next((one for one in found if one.get("type") == kind and one.get("status") == "True"), None)
+
+
+def is_over(job: Object) -> bool:
+    """Whether the cluster has made up its mind: nothing of it is started any more."""
+    return condition(job, "Complete") is not None or condition(job, "Failed") is not None
+
+
+def found(job: Object) -> Found | None:
+    """The unit that it is, None for one that does not say so."""
+    key = key_of(job)
+    return Found(unit_of(job), key) if key is not None and unit_of(job) else None
