@@ -1,0 +1,20 @@
+"""Times as objects carry them."""
+
+from __future__ import annotations
+
+import datetime
+
+
+def now() -> str:
+    """This moment, to the second, as most fields have it."""
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def stamp(seconds: float) -> str:
+    """A time since 1970 as a field."""
+    return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def seconds(text: str) -> float:
+    """The time that a field means, in seconds since 1970."""
+    return datetime.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
