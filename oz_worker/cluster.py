@@ -198,15 +198,16 @@ class Cluster:
         return str(_object(self.call("get", "--raw", "/version")).get("gitVersion", "?"))
 
     def list(
-        self, kind: str, selector: str = "", fields: str = "", *, pages: int = 0, interrupt: int = -1
+        self, kind: str, selector: str = "", fields: str = "", *, pages: int = 0, interrupt: int = -1, timeout: float = 0
     ) -> Listing:
-        """All things of a kind that fit, by pages of 500; *pages*: no more of them than that."""
+        """All things of a kind that fit, by pages of 500; *pages*: no more of them than that. The rest as in `call`."""
         items: list[dict[str, Any]] = []
         more = {"continue": ""}
         number = 0
         while True:
             asked = {"labelSelector": selector, "fieldSelector": fields, "limit": str(PAGE), **more}
-            about = _object(self.call("get", "--raw", self.path(kind, query=asked), interrupt=interrupt))
+            path = self.path(kind, query=asked)
+            about = _object(self.call("get", "--raw", path, interrupt=interrupt, timeout=timeout))
             items += about.get("items") or []
             metadata = about.get("metadata") or {}
             more = {"continue": str(metadata.get("continue") or "")}
@@ -281,6 +282,10 @@ class Cluster:
         place = f"{GROUPS[kind]}/namespaces/{self.namespace}/{kind}{f'/{name}' if name else ''}"
         return f"{place}?{asked}" if asked else place
 
+    def named(self, name: str) -> Object:
+        """A thing of which nothing but its name is known."""
+        return {"metadata": {"name": name, "namespace": self.namespace}}
+
     def command(self, *words: str) -> str:
         """What to type at a shell to do the same, for people."""
         which = [flag for flag in self.flags if not flag.startswith("--cache-dir")]
@@ -292,8 +297,8 @@ def refusal(what: str, code: int, errors: bytes) -> ClusterError:
     text = last_words(errors)
     if code > _SIGNALLED and not text:
         return ClusterDown(f"{what} was killed by signal {code - _SIGNALLED}; is there enough memory?")
-    server = _SERVER.search(text)
-    said = server["said"] if server else text
+    server, invalid = _SERVER.search(text), _INVALID.search(text)
+    said = server["said"] if server else invalid["said"] if invalid else text
     sentence = f"{what}: {said or f'exit code {code}'}"
     if server:
         kind = _REASONS.get(server["reason"] or "")
@@ -302,8 +307,8 @@ def refusal(what: str, code: int, errors: bytes) -> ClusterError:
         elif kind is None:
             kind = ClusterDown if _PASSING.search(said) else ClusterError
         return kind(sentence, said)
-    if invalid := _INVALID.search(text):
-        return Invalid(sentence, invalid["said"])
+    if invalid:
+        return Invalid(sentence, said)
     if _UNAUTHORIZED.search(text):
         return Unauthorized(f"{what}: the server does not accept these credentials ({said}); renew the token", said)
     # What the program says itself: it did not reach the server, or could not read its configuration just now.

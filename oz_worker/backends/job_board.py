@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import Any, Callable, Mapping
+from typing import Any, Callable
 
 from oz_worker.backends import job_facts
 from oz_worker.backends.base import Unit
@@ -20,42 +20,58 @@ from oz_worker.cluster import Cluster, ClusterError, Object
 logger = logging.getLogger(__name__)
 
 EVENTS_SECONDS = 5.0
-"""At least so long between two looks at the events of the namespace."""
-_EVENT_PAGES = 4
+"""At least so long between two looks at events."""
+_FEW = 4
+"""The events of so many things are asked for one by one; of more, those of the whole namespace are."""
+_EVENT_PAGES = 6
 _FAR = float("inf")
 
 
 class Card:
-    """One followed Job. The board's lock guards every field but `unit`."""
+    """One followed Job. The board's lock guards every field but `unit`. Times are monotonic."""
 
     def __init__(self, unit: Unit) -> None:
         self.unit = unit
-        self.exists_since = _FAR  # monotonic: from then on its absence from a list means that it is gone
+        self.exists_since = _FAR  # from then on its absence from a list means that it is gone
         self.uid = ""
         self.job: Object | None = None
-        self.pods: dict[str, Object] = {}  # by uid
+        self.pods: dict[str, Object] = {}  # by uid, those that are gone too
         self.waits: job_facts.Waits = job_facts.NO_WAITS
         self.look_at = _FAR
         self.wants_events = False
+        self.asked_at = _FAR  # what began to be listed after this is fresh enough for a verdict that ends something
         self.gone = False
         self.judged = False  # its verdict is spoken
+
+    @property
+    def existed(self) -> bool:
+        """Whether the Job is known to have been made."""
+        return self.exists_since < _FAR or self.job is not None
 
 
 class Board:
     """The Jobs that are followed, by unit. Safe from any thread.
 
     The lock guards the cards and is never held while anything is called but the pure judge. *late* hears of a Job of a
-    unit that is not followed.
+    unit that is not followed; *look* asks the watch to list everything.
     """
 
-    def __init__(self, cluster: Cluster, limits: job_facts.Limits, late: Callable[[Object], None]) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        limits: job_facts.Limits,
+        late: Callable[[Object], None],
+        look: Callable[[], None],
+    ) -> None:
         self._cluster = cluster
         self._limits = limits
         self._late = late
+        self._look = look
         self._lock = threading.Lock()
         self._cards: dict[str, Card] = {}
-        self._events: dict[str, list[Object]] = {}  # by the uid of what they are about; the watch's thread only
-        self._events_at = 0.0  # the watch's thread only
+        self._began = {"jobs": 0.0, "pods": 0.0}  # when the last lists began; the watch's thread only, as the next two
+        self._events: dict[str, list[Object]] = {}  # by the uid of what they are about
+        self._events_at = 0.0
 
     # -- from any thread
 
@@ -99,24 +115,29 @@ class Board:
 
     def listed(self, kind: str, things: list[dict[str, Any]], began: float) -> None:
         """Everything that exists."""
+        self._began[kind] = began
         if kind == "jobs":
-            present = {unit_of(thing) for thing in things}
-            for thing in things:
-                self._job(thing)
-            with self._lock:
-                missing = [c for name, c in self._cards.items() if name not in present and c.exists_since <= began]
-            for card in missing:
-                self._vanished(card)
-            return
+            self._list_jobs(things, began)
+        else:
+            self._list_pods(things)
+
+    def _list_jobs(self, things: list[dict[str, Any]], began: float) -> None:
+        present = {unit_of(thing) for thing in things}
+        for thing in things:
+            self._job(thing)
+        with self._lock:
+            missing = [card for name, card in self._cards.items() if name not in present and card.exists_since <= began]
+        for card in missing:
+            self._vanished(card)
+
+    def _list_pods(self, things: list[dict[str, Any]]) -> None:
         uids = {str(thing["metadata"]["uid"]) for thing in things}
         with self._lock:
-            for card in self._cards.values():
-                for uid in [uid for uid in card.pods if uid not in uids]:
-                    card.pods[uid] = job_facts.gone(card.pods[uid])
+            cards = list(self._cards.values())
+            for card in cards:
+                card.pods = {uid: pod if uid in uids else job_facts.gone(pod) for uid, pod in card.pods.items()}
         for thing in things:
             self._pod(thing)
-        with self._lock:
-            cards = list(self._cards.values())
         for card in cards:
             self._judge(card)
 
@@ -187,15 +208,28 @@ class Board:
             if card.judged or card.job is None:
                 card.look_at = _FAR
                 return
-            owners = [card.job, *card.pods.values()]
-            events = [event for owner in owners for event in self._events.get(str(owner["metadata"]["uid"]), ())]
-            seen = job_facts.Seen(card.job, tuple(card.pods.values()), tuple(events), card.waits)
-            verdict = job_facts.judge(seen, self._limits, time.monotonic())
-            card.waits, card.wants_events = verdict.waits, verdict.wants_events
-            card.look_at = verdict.look_at
+            fresh = min(self._began.values()) >= card.asked_at
+            if job_facts.has_failed(card.job) and not card.pods and not fresh:
+                verdict = job_facts.Verdict(None, card.waits, wants_fresh=True)  # its pod tells more, if there was one
+            else:
+                verdict = self._verdict(card, card.job, fresh)
+            card.waits, card.wants_events, card.look_at = verdict.waits, verdict.wants_events, verdict.look_at
             card.judged = verdict.facts is not None
+            asks = verdict.wants_fresh and card.asked_at == _FAR
+            if verdict.wants_fresh:
+                card.asked_at, card.look_at = min(card.asked_at, time.monotonic()), _FAR
+            else:
+                card.asked_at = _FAR
         if verdict.facts is not None:
             card.unit.ended(verdict.facts)
+        if asks:
+            self._look()
+
+    def _verdict(self, card: Card, job: Object, fresh: bool) -> job_facts.Verdict:
+        owners = [job, *card.pods.values()]
+        events = [event for owner in owners for event in self._events.get(str(owner["metadata"]["uid"]), ())]
+        seen = job_facts.Seen(job, tuple(card.pods.values()), tuple(events), card.waits, fresh)
+        return job_facts.judge(seen, self._limits, time.monotonic())
 
     def _vanished(self, card: Card) -> None:
         with self._lock:
@@ -205,26 +239,26 @@ class Board:
         card.unit.notify()
 
     def _read_events(self) -> None:
-        """The warnings of the namespace, in one call for all who wait."""
+        """What the cluster said of the Jobs and pods that nothing else explains."""
+        with self._lock:
+            curious = [card for card in self._cards.values() if card.wants_events and not card.judged]
+            uids = {uid for card in curious for uid in (card.uid, *card.pods) if uid}
         try:
-            found = self._cluster.list("events", fields="type=Warning", pages=_EVENT_PAGES)
+            if len(uids) <= _FEW:
+                found = [e for uid in uids for e in self._cluster.list("events", fields=f"involvedObject.uid={uid}").items]
+            else:
+                found = self._cluster.list("events", pages=_EVENT_PAGES).items
         except ClusterError as error:
             logger.debug("the events cannot be read: %s", error)
         else:
-            events: dict[str, list[Object]] = {}
-            for event in found.items:
-                events.setdefault(str((event.get("involvedObject") or {}).get("uid")), []).append(event)
-            with self._lock:
-                known = {uid for card in self._cards.values() for uid in (card.uid, *card.pods)}
-            self._events = {uid: some for uid, some in events.items() if uid in known}
+            self._events = {uid: [] for uid in uids}
+            for event in found:
+                uid = str((event.get("involvedObject") or {}).get("uid"))
+                if uid in uids:
+                    self._events[uid].append(event)
         self._events_at = time.monotonic() + EVENTS_SECONDS
 
 
 def started(card: Card) -> bool:
     """Whether the agent of the Job is known to have begun."""
-    return any(job_facts.agent_started(pod) for pod in card.pods.values())
-
-
-def labels_of(thing: Mapping[str, Any]) -> Mapping[str, str]:
-    """Its labels."""
-    return (thing.get("metadata") or {}).get("labels") or {}
+    return any(map(job_facts.agent_started, card.pods.values()))

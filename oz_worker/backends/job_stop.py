@@ -14,7 +14,7 @@ from oz_worker.backends import job_facts
 from oz_worker.backends.base import PROOF_SECONDS, Unit
 from oz_worker.backends.job_board import Board
 from oz_worker.backends.job_object import job_name
-from oz_worker.backends.job_whose import Whose, is_over
+from oz_worker.backends.job_whose import Whose, is_kept, is_over
 from oz_worker.backends.turns import Turns
 from oz_worker.cluster import Cluster, ClusterDown, ClusterError, Conflict, NotFound
 from oz_worker.model import ExitFacts
@@ -47,16 +47,18 @@ class JobStopper:
         is known to have existed, so that its absence is no proof that it never did.
         """
         deadline = Deadline(max(0.0, unit.kill_at - time.monotonic()) + PROOF_SECONDS)
-        remains = self._delete(unit, deadline)
-        if not remains:
-            unit.ended(job_facts.vanished(None, ()) if ran else job_facts.never_ran())  # an earlier fact stays
-        else:
+        remains = self.delete(unit, deadline)
+        if remains:
             unit.ended(job_facts.unproven())
+        elif ran:
+            unit.ended(job_facts.vanished(self._cluster.named(job_name(unit.key)), ()))  # an earlier fact stays
+        else:
+            unit.ended(job_facts.never_ran())
         assert unit.facts is not None
         return dataclasses.replace(unit.facts, remains=remains)
 
-    def _delete(self, unit: Unit, deadline: Deadline) -> str:
-        """Until it is gone: "" then, else what remains."""
+    def delete(self, unit: Unit, deadline: Deadline) -> str:
+        """Delete the unit's Job; "" once it is proven gone, else what remains."""
         ordered = ""  # the uid of the one whose deletion the server has taken in hand
         while not self._board.is_gone(unit.name):
             remains = f"Job {job_name(unit.key)} in the namespace {self._cluster.namespace}"
@@ -103,7 +105,7 @@ class JobStopper:
         deadline = Deadline(_grace(card.pods) + PROOF_SECONDS)
         if not is_over(job):
             if not self.may_patch or (job.get("spec") or {}).get("suspend") or not self._end_by_deadline(unit):
-                return self._delete(unit, deadline)
+                return self.delete(unit, deadline)
 
         def quiet() -> bool:
             now = self._board.card(unit.name)
@@ -111,7 +113,7 @@ class JobStopper:
 
         if unit.wait_until(quiet, deadline.left()):
             return ""
-        return self._delete(unit, Deadline(_grace(card.pods) + PROOF_SECONDS))
+        return self.delete(unit, Deadline(_grace(card.pods) + PROOF_SECONDS))
 
     def _end_by_deadline(self, unit: Unit) -> bool:
         """Let the cluster end it, as a Job that is too old: it keeps its pods' ends and its TTL. False: it cannot."""
@@ -131,19 +133,16 @@ class JobStopper:
         name = job_name(unit.key)
         try:
             with self._turns.taken():
-                found = self._cluster.get("jobs", name)
-                if found is not None and self._whose.is_of(found, unit) and not is_kept(found):
-                    self._cluster.delete("jobs", name, str(found["metadata"]["uid"]))
+                card = self._board.card(unit.name)
+                job = card.job if card is not None and card.job is not None and is_over(card.job) else None
+                job = job or self._cluster.get("jobs", name)
+                if job is not None and self._whose.is_of(job, unit) and not is_kept(job):
+                    self._cluster.delete("jobs", name, str(job["metadata"]["uid"]))
         except (NotFound, Conflict):
             return ""
         except ClusterError as error:
             return f"the Job {name} was not removed: {error}"
         return ""
-
-
-def is_kept(job: Any) -> bool:
-    """Whether the cluster itself removes it in its time: a failed one, to be looked at until then."""
-    return job_facts.has_failed(job) and (job.get("spec") or {}).get("ttlSecondsAfterFinished") is not None
 
 
 def _over(job: Any) -> bool:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Callable
+from datetime import datetime
+from typing import Callable, Mapping
 
 from oz_worker.backends.base import Found, Unit
-from oz_worker.backends.job_object import key_of, unit_of
+from oz_worker.backends.job_object import INSTANCE, WORKER_HASH, key_of, unit_of
 from oz_worker.cluster import Object
 from oz_worker.model import Key
 
-INSTANCE, WORKER_HASH = "oz-worker-instance", "oz-worker-hash"
 
 
 class Whose:
-    """Tells Jobs apart. Holds no state; *living* says whether a unit of that name is being worked on here."""
+    """Tells Jobs apart. Holds no state; *living* says whether a unit of that name is being worked on here.
 
-    def __init__(self, instance: str, worker_hash: str, living: Callable[[str], bool]) -> None:
-        self._instance = instance
-        self._worker_hash = worker_hash
+    *labels* are those of everything that this instance makes.
+    """
+
+    def __init__(self, labels: Mapping[str, str], living: Callable[[str], bool]) -> None:
+        self._instance = labels[INSTANCE]
+        self._worker_hash = labels[WORKER_HASH]
         self._living = living
 
     def is_ours(self, job: Object) -> bool:
@@ -66,3 +69,24 @@ def found(job: Object) -> Found | None:
     """The unit that it is, None for one that does not say so."""
     key = key_of(job)
     return Found(unit_of(job), key) if key is not None and unit_of(job) else None
+
+
+def is_going(thing: Object) -> bool:
+    """Whether its deletion was ordered."""
+    return bool(thing["metadata"].get("deletionTimestamp"))
+
+
+def is_kept(job: Object) -> bool:
+    """Whether the cluster itself removes it in its time: a failed one, to be looked at until then."""
+    return condition(job, "Failed") is not None and (job.get("spec") or {}).get("ttlSecondsAfterFinished") is not None
+
+
+def age(job: Object, now: float) -> float:
+    """How many seconds ago it ended, by the cluster's clock and ours; 0 where it does not say."""
+    ended = condition(job, "Failed") or condition(job, "Complete") or {}
+    try:
+        text = str(ended.get("lastTransitionTime")).replace("Z", "+00:00")
+        return now - datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return 0.0
+

@@ -37,7 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "resolver",
         "trust",
     ),
-    ("containers", "engines", "volumes", "pulls", "kubectl"),
+    ("containers", "engines", "volumes", "pulls", "cluster", "clusters"),
     ("backends",),
     ("engine", "link"),
     ("dialects",),
