@@ -197,8 +197,15 @@ class Cluster:
         """The server's version."""
         return str(_object(self.call("get", "--raw", "/version")).get("gitVersion", "?"))
 
-    def list(
-        self, kind: str, selector: str = "", fields: str = "", *, pages: int = 0, interrupt: int = -1, timeout: float = 0
+    def find(
+        self,
+        kind: str,
+        selector: str = "",
+        fields: str = "",
+        *,
+        pages: int = 0,
+        interrupt: int = -1,
+        timeout: float = 0,
     ) -> Listing:
         """All things of a kind that fit, by pages of 500; *pages*: no more of them than that. The rest as in `call`."""
         items: list[dict[str, Any]] = []

@@ -64,7 +64,7 @@ def cluster_for(
 
 
 def version_of(cluster: Cluster, endpoint: str) -> str:
-    """The server's version, when it answers. Raises NotUsable, which says whether file, network or token is at fault."""
+    """The server's version. Raises NotUsable, which says whether file, network or token is at fault."""
     try:
         return cluster.version()
     except Unauthorized as error:

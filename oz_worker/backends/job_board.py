@@ -14,6 +14,7 @@ from typing import Any, Callable
 from oz_worker.backends import job_facts
 from oz_worker.backends.base import Unit
 from oz_worker.backends.job_object import unit_of
+from oz_worker.backends.job_waits import Limits
 from oz_worker.backends.job_whose import is_over
 from oz_worker.cluster import Cluster, ClusterError, Object
 
@@ -59,7 +60,7 @@ class Board:
     def __init__(
         self,
         cluster: Cluster,
-        limits: job_facts.Limits,
+        limits: Limits,
         late: Callable[[Object], None],
         look: Callable[[], None],
     ) -> None:
@@ -245,9 +246,11 @@ class Board:
             uids = {uid for card in curious for uid in (card.uid, *card.pods) if uid}
         try:
             if len(uids) <= _FEW:
-                found = [e for uid in uids for e in self._cluster.list("events", fields=f"involvedObject.uid={uid}").items]
+                found = [
+                    e for uid in uids for e in self._cluster.find("events", fields=f"involvedObject.uid={uid}").items
+                ]
             else:
-                found = self._cluster.list("events", pages=_EVENT_PAGES).items
+                found = self._cluster.find("events", pages=_EVENT_PAGES).items
         except ClusterError as error:
             logger.debug("the events cannot be read: %s", error)
         else:

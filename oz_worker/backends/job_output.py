@@ -9,7 +9,7 @@ from typing import Iterable, Iterator, NamedTuple
 from oz_worker.backends.base import Unit
 from oz_worker.backends.job_board import Board
 from oz_worker.backends.job_object import UNIT, job_name
-from oz_worker.backends.job_pod import TASK
+from oz_worker.backends.job_template import TASK
 from oz_worker.backends.turns import Turns
 from oz_worker.cluster import Cluster, ClusterDown, ClusterError, Object
 from oz_worker.timing import Deadline
@@ -94,9 +94,9 @@ class JobOutput:
     def _sources(self, unit: Unit, deadline: Deadline) -> list[_Source]:
         """The containers of the unit's newest pod that have begun, the agent's last."""
         card = self._board.card(unit.name)
-        pods = [pod for pod in card.pods.values() if pod["metadata"].get("name")] if card is not None else []
+        pods: list[Object] = list(card.pods.values()) if card is not None else []
         if not pods:
-            pods = self._cluster.list("pods", f"{UNIT}={unit.name}", timeout=max(1.0, deadline.left())).items
+            pods = [*self._cluster.find("pods", f"{UNIT}={unit.name}", timeout=max(1.0, deadline.left())).items]
         newest = max(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp")), default=None)
         if newest is None:
             return []

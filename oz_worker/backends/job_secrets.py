@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Mapping
 
 from oz_worker.backends.environ import secrets_in
-from oz_worker.backends.job_pod import TASK
+from oz_worker.backends.job_template import TASK
 from oz_worker.cluster import Object
 
 

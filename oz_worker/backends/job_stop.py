@@ -1,6 +1,6 @@
-"""Ending Jobs: by their deletion with all that belongs to them, or, where one is to be looked at later, by its deadline.
+"""Ending Jobs: by their deletion with all that belongs to them, or, where one is to be kept, by its deadline.
 
-The proof is the server's: a deletion in the foreground leaves the Job until its pods are gone (design 12, rules 25, 26).
+The proof is the server's: a deletion in the foreground leaves the Job until its pods are gone (rules 25 and 26).
 """
 
 from __future__ import annotations
@@ -30,14 +30,13 @@ _NO_GRACE = 30.0
 
 
 class JobStopper:
-    """Ends Jobs. Safe from any thread; holds no state of one. *may_patch*: whether RBAC lets us set a deadline."""
+    """Ends Jobs. Safe from any thread; holds no state of one."""
 
     def __init__(self, cluster: Cluster, board: Board, whose: Whose) -> None:
         self._cluster = cluster
         self._board = board
         self._whose = whose
         self._turns = Turns(_AT_ONCE, ClusterDown)
-        self.may_patch = True
 
     def stop(self, unit: Unit, *, ran: bool) -> ExitFacts:
         """Delete the unit's Job and return the facts of its end, with what remains when its end cannot be proven.
@@ -103,9 +102,9 @@ class JobStopper:
         if card is None or job is None or card.gone or well:
             return ""
         deadline = Deadline(_grace(card.pods) + PROOF_SECONDS)
-        if not is_over(job):
-            if not self.may_patch or (job.get("spec") or {}).get("suspend") or not self._end_by_deadline(unit):
-                return self.delete(unit, deadline)
+        suspended = bool((job.get("spec") or {}).get("suspend"))  # no deadline runs then
+        if not is_over(job) and (suspended or not self._end_by_deadline(unit)):
+            return self.delete(unit, deadline)
 
         def quiet() -> bool:
             now = self._board.card(unit.name)
@@ -129,7 +128,7 @@ class JobStopper:
         return True
 
     def remove(self, unit: Unit) -> str:
-        """Remove what is left of a unit, but for a failed Job that has a TTL. One sentence when that is not possible."""
+        """Remove what is left of a unit, but for a failed Job that has a TTL; one sentence when that is not possible."""
         name = job_name(unit.key)
         try:
             with self._turns.taken():

@@ -185,7 +185,7 @@ class JobWatch:
 
     def _list(self, stream: _Stream) -> None:
         began = time.monotonic()
-        found = self._cluster.list(stream.kind, self._selector, interrupt=self._leave.fileno())
+        found = self._cluster.find(stream.kind, self._selector, interrupt=self._leave.fileno())
         stream.version = found.version
         self._ears.listed(stream.kind, found.items, began)
 

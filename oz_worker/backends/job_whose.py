@@ -11,7 +11,6 @@ from oz_worker.cluster import Object
 from oz_worker.model import Key
 
 
-
 class Whose:
     """Tells Jobs apart. Holds no state; *living* says whether a unit of that name is being worked on here.
 
@@ -89,4 +88,3 @@ def age(job: Object, now: float) -> float:
         return now - datetime.fromisoformat(text).timestamp()
     except ValueError:
         return 0.0
-

@@ -27,12 +27,14 @@ from oz_worker.backends.job_output import JobOutput
 from oz_worker.backends.job_secrets import secrets_of, uses_secret
 from oz_worker.backends.job_start import Refused, Starter, Taken
 from oz_worker.backends.job_stop import JobStopper
+from oz_worker.backends.job_waits import Limits
 from oz_worker.backends.job_watch import Ears, JobWatch
 from oz_worker.backends.job_whose import Whose, age, found, is_going, is_kept, is_over
 from oz_worker.backends.patience import Patience
 from oz_worker.backends.preflight import Preflight
 from oz_worker.cluster import ClusterDown, ClusterError, Object
 from oz_worker.errors import Stopped, TaskFault
+from oz_worker.model import ExitFacts
 from oz_worker.settings import KubernetesOptions
 from oz_worker.timing import Deadline
 from oz_worker.tree import end_helpers
@@ -41,9 +43,10 @@ from oz_worker.unreadable import Unreadable, patiently
 logger = logging.getLogger(__name__)
 
 START_SECONDS = 600.0
-"""How long a Job that is to be made is offered to a cluster that does not answer. A running one is waited for for ever."""
+"""How long a Job is offered to a cluster that does not answer. One that was made is waited for for ever."""
 RECENT_SECONDS = 600.0
 """A failed Job without any trace on our disk is reported once more if it ended since then (design 12, rule 27)."""
+_SECRET_MADE = "secret-made"
 _CLOSE_SECONDS = 3.0
 _REMEMBERED = 1000
 _LEAST_GRACE = 30
@@ -89,7 +92,7 @@ class Kubernetes:
     # -- the worker's life ---------------------------------------------------------------------------------------
 
     def open(self) -> None:
-        """End helpers of a dead worker, ask the cluster, prove that tasks can run, start the watch. Raises NotUsable."""
+        """End helpers of a dead worker, prove that tasks can run, start the watch. Raises NotUsable."""
         options, environment = self._options, worker_environment(self._host)
         helpers = patiently(lambda: end_helpers(self._instance))
         if helpers:
@@ -106,7 +109,7 @@ class Kubernetes:
             for sentence in (*preflight.permissions(), preflight.run()):
                 if sentence:
                     logger.warning("%s", sentence)
-        self._board = Board(cluster, job_facts.limits_of(options), self._late, lambda: self._watch.look())
+        self._board = Board(cluster, Limits.of(options), self._late, lambda: self._watch.look())
         tags = labels(options, worker_id=self._worker_id, instance=self._instance, key=None, role=ROLE_TASK)
         self._whose = Whose(tags, lambda name: self._board.card(name) is not None)
         # What a unit finds out is no news to wait for: new work is refused from then on.
@@ -199,7 +202,11 @@ class Kubernetes:
             existing = existing or self._cluster.get("jobs", job_name(unit.key))
             if existing is None or not self._whose.is_of(existing, unit):
                 started = self._traces.was_started(unit)
-                unit.ended(job_facts.vanished(self._cluster.named(job_name(unit.key)), ()) if started else job_facts.never_ran())
+                unit.ended(
+                    job_facts.vanished(self._cluster.named(job_name(unit.key)), ())
+                    if started
+                    else job_facts.never_ran()
+                )
                 return
         except ClusterDown:
             raise
@@ -216,7 +223,7 @@ class Kubernetes:
 
         Unless the Secret was made all the same, and the agent runs. Raises ClusterError.
         """
-        pods = self._cluster.list("pods", f"{UNIT}={unit.name}").items
+        pods = self._cluster.find("pods", f"{UNIT}={unit.name}").items
         if any(map(job_facts.agent_started, pods)):
             return
         if remains := self._stopper.delete(unit, Deadline(PROOF_SECONDS)):
@@ -322,15 +329,12 @@ class Kubernetes:
         return selector(worker_id=self._worker_id, instance=self._instance)
 
     def _jobs(self) -> list[dict[str, Any]]:
-        return self._cluster.list("jobs", self._selector()).items
+        return self._cluster.find("jobs", self._selector()).items
 
     def _listed(self, jobs: Sequence[Object]) -> list[Found]:
         units = {unit.name: unit for unit in self._traces.list()}
         units.update({unit.name: unit for one in jobs if (unit := found(one)) is not None})
         return list(units.values())
-
-
-_SECRET_MADE = "secret-made"
 
 
 def _is_settled(thing: Object) -> bool:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from oz_worker.backends import job_facts
-from oz_worker.backends.job_object import ROLE_PREFLIGHT, UNIT, preflight_job, selector
+from oz_worker.backends.job_object import ROLE_PREFLIGHT, preflight_job, selector
+from oz_worker.backends.job_waits import Limits
 from oz_worker.cluster import AlreadyExists, Cluster, ClusterDown, ClusterError, Conflict, NotFound
 from oz_worker.errors import NotUsable
 from oz_worker.model import ExitFacts, Reason
@@ -79,7 +80,7 @@ class Preflight:
     def tidy(self) -> None:
         """Remove what an earlier preflight left, when it was killed."""
         try:
-            for job in self._cluster.list("jobs", self._selector()).items:
+            for job in self._cluster.find("jobs", self._selector()).items:
                 self._delete(str(job["metadata"]["name"]), str(job["metadata"]["uid"]))
         except ClusterError as error:
             logger.info("Jobs of an earlier preflight go by their own TTL: %s", error)
@@ -113,14 +114,14 @@ class Preflight:
         deadline = Deadline(self._options.preflight_timeout)
         limits = self._limits()
         waits = job_facts.NO_WAITS
-        events: tuple[object, ...] = ()
+        events: list[dict[str, Any]] = []
         while not deadline.passed():
             job = self._cluster.get("jobs", name, timeout=self._patience(deadline))
-            pods = self._cluster.list("pods", self._selector(), timeout=self._patience(deadline)).items
+            pods = self._cluster.find("pods", self._selector(), timeout=self._patience(deadline)).items
             if job is None:
                 raise NotFound(f"the Job {name} is gone")
             own = [pod for pod in pods if any(one.get("uid") == job["metadata"]["uid"] for one in _owners(pod))]
-            seen = job_facts.Seen(job, tuple(own), tuple(events), waits)
+            seen = job_facts.Seen(job, own, events, waits)
             verdict = job_facts.judge(seen, limits, time.monotonic())
             if verdict.facts is not None:
                 return verdict.facts
@@ -130,16 +131,16 @@ class Preflight:
             time.sleep(_LOOK_SECONDS)
         return None
 
-    def _limits(self) -> job_facts.Limits:
+    def _limits(self) -> Limits:
         """Nothing may take longer than the preflight itself, so that its reason is told."""
         most = self._options.preflight_timeout * 0.8
-        return job_facts.Limits(*(min(limit, most) if limit else most for limit in job_facts.limits_of(self._options)))
+        return Limits(*(min(limit, most) if limit else most for limit in Limits.of(self._options)))
 
-    def _events(self) -> tuple[object, ...]:
+    def _events(self) -> list[dict[str, Any]]:
         try:
-            return tuple(self._cluster.list("events", fields="type=Warning", pages=1).items)
+            return self._cluster.find("events", pages=1).items
         except ClusterError:
-            return ()
+            return []
 
     def _judge(self, facts: ExitFacts | None) -> str:
         long = format_duration(self._options.preflight_timeout)
@@ -175,6 +176,5 @@ class Preflight:
         return max(1.0, min(self._cluster.timeout, deadline.left()))
 
 
-def _owners(pod: dict[str, object]) -> list[dict[str, object]]:
-    owners = (pod.get("metadata") or {}).get("ownerReferences")  # type: ignore[attr-defined]
-    return list(owners or [])
+def _owners(pod: dict[str, Any]) -> list[dict[str, Any]]:
+    return list(pod["metadata"].get("ownerReferences") or [])
