@@ -128,7 +128,7 @@ class JobStopper:
         return True
 
     def remove(self, unit: Unit) -> str:
-        """Remove what is left of a unit, but for a failed Job that has a TTL; one sentence when that is not possible."""
+        """Remove what is left of a unit, but for a failed Job with a TTL; one sentence when that is not possible."""
         name = job_name(unit.key)
         try:
             with self._turns.taken():

@@ -1,0 +1,118 @@
+"""A kubernetes backend over the cluster of the suite, with agents that are shell scripts, and the base count at the end."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Mapping
+
+from oz_worker.backends.base import Unit
+from oz_worker.backends.job_object import UNIT, job_name
+from oz_worker.backends.kubernetes import Kubernetes
+from oz_worker.model import Key, TaskSpec, unit_name
+from oz_worker.settings import KubernetesOptions
+from tests.cluster.cluster import Cluster
+from tests.cluster.images import BUSYBOX, SIDECAR
+from tests.cluster.resources import JOBS, PODS
+from tests.containers.docker_site import ARGV, FORWARD
+from tests.hosting import INSTANCE, eventually
+
+WORKER = "site-worker"
+
+
+def pod_template(place: Path, **more: Any) -> dict[str, Any]:
+    """A template in which the task sees *place* under its own path, and the pod gives up soon after a TERM."""
+    return {
+        "terminationGracePeriodSeconds": 1,
+        "volumes": [{"name": "place", "hostPath": {"path": str(place)}}],
+        "containers": [{"name": "task", "volumeMounts": [{"name": "place", "mountPath": str(place)}]}],
+        **more,
+    }
+
+
+def options_for(cluster: Cluster, place: Path, **changes: Any) -> dict[str, Any]:
+    """Options that make tasks run in *cluster*, and see *place*."""
+    return {
+        "namespace": "default",
+        "kubeconfig": str(cluster.kubeconfig),
+        "default_image": BUSYBOX,
+        "sidecar_image": SIDECAR,
+        "preflight": False,
+        "preflight_image": BUSYBOX,
+        "pod_template": pod_template(place),
+        "api_timeout": 10.0,
+        **changes,
+    }
+
+
+class KubernetesSite:
+    """The kubernetes backend in a place on disk; `open` again is what a restarted worker does."""
+
+    def __init__(self, root: Path, cluster: Cluster, **options: Any) -> None:
+        self.root = root
+        self.cluster = cluster
+        self.options = options
+        self.before = cluster.census()
+        self.backends: list[Kubernetes] = []
+        self.units: list[Unit] = []
+
+    def closed(
+        self, *, instance: str = INSTANCE, worker: str = WORKER, state: str = "state", cleanup: bool = True, **options: Any
+    ) -> Kubernetes:
+        """A backend that is not open yet; *environ* replaces its environment, another *state* is another disk."""
+        environ: Mapping[str, str] = options.pop("environ", {"PATH": os.environ["PATH"], "HOME": "/nonexistent"})
+        chosen = options_for(self.cluster, self.root, **{**self.options, **options})
+        return Kubernetes(
+            KubernetesOptions(**chosen),
+            worker_id=worker,
+            instance=instance,
+            instance_dir=self.root / state / instance,
+            host_environ=environ,
+            cleanup=cleanup,
+            task_log_max=1 << 20,
+            stop_grace=1.0,
+        )
+
+    def open(self, **options: Any) -> Kubernetes:
+        """An open backend."""
+        backend = self.closed(**options)
+        backend.open()
+        self.backends.append(backend)
+        return backend
+
+    def unit(self, script: str = "", *, instance: str = INSTANCE, key: Key | None = None, **spec: Any) -> Unit:
+        """A unit whose agent runs *script*; keyword arguments change its spec."""
+        key = key or Key(f"task-{len(self.units)}", "run-1")
+        environment = {"FAKE_OZ_SCRIPT": FORWARD, "AGENT_SCRIPT": script, **spec.pop("environment", {})}
+        wanted = TaskSpec(key=key, run_id=key.task_id, argv=ARGV, environment=environment, **spec)
+        unit = Unit(unit_name(key, 1), instance, key, wanted)
+        self.units.append(unit)
+        return unit
+
+    def job(self, unit: Unit) -> dict[str, Any] | None:
+        """The unit's Job as the cluster has it."""
+        found = self.jobs()
+        return next((job for job in found if job["metadata"]["name"] == job_name(unit.key)), None)
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """Every Job of the namespace."""
+        return [dict(one) for one in self.cluster.store.list(JOBS, "default")[0]]
+
+    def pods(self, unit: Unit | None = None) -> list[dict[str, Any]]:
+        """The pods of the namespace, or of one unit."""
+        found = [dict(one) for one in self.cluster.store.list(PODS, "default")[0]]
+        return [pod for pod in found if unit is None or pod["metadata"]["labels"].get(UNIT) == unit.name]
+
+    def running(self, unit: Unit) -> bool:
+        """Whether anything of the unit runs as a process."""
+        uids = {pod["metadata"]["uid"] for pod in self.pods(unit)}
+        return any(name.split("/")[0] in uids for name in self.cluster.census().processes)
+
+    def close(self) -> None:
+        """Close the backends, remove what tests are free to leave: failed Jobs. Then the base count holds."""
+        for backend in self.backends:
+            backend.close()
+        for job in self.jobs():
+            self.cluster.api.delete(JOBS, "default", job["metadata"]["name"])
+        eventually(lambda: self.cluster.census() == self.before, f"left: {self.cluster.census()}, not {self.before}")
+        assert self.cluster.mistakes == []
