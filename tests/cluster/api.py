@@ -26,7 +26,15 @@ from tests.cluster.store import Store, Taken, copied
 Change = Callable[[Json], None]
 _LETTERS = "bcdfghjklmnpqrstvwxz2456789"
 _LONGEST_BASE = 58
-_KEPT = ("uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "namespace", "name")
+_KEPT = (
+    "uid",
+    "creationTimestamp",
+    "deletionTimestamp",
+    "deletionGracePeriodSeconds",
+    "generation",
+    "namespace",
+    "name",
+)
 
 
 def suffix() -> str:
@@ -103,7 +111,13 @@ class Api:
     def _identify(resource: Resource, obj: Json) -> None:
         """What only the server may say about an object."""
         meta = obj["metadata"]
-        for field in ("deletionTimestamp", "deletionGracePeriodSeconds", "resourceVersion", "managedFields", "selfLink"):
+        for field in (
+            "deletionTimestamp",
+            "deletionGracePeriodSeconds",
+            "resourceVersion",
+            "managedFields",
+            "selfLink",
+        ):
             meta.pop(field, None)
         meta["uid"] = str(uuid.uuid4())
         meta["creationTimestamp"] = clock.now()
@@ -156,7 +170,9 @@ class Api:
     def _replace(self, resource: Resource, old: Json, new: Json, subresource: str, *, dry_run: bool = False) -> Json:
         meta = new.setdefault("metadata", {})
         if meta.get("uid") not in (None, old["metadata"]["uid"]):
-            why = f"Precondition failed: UID in precondition: {meta['uid']}, UID in object meta: {old['metadata']['uid']}"
+            why = (
+                f"Precondition failed: UID in precondition: {meta['uid']}, UID in object meta: {old['metadata']['uid']}"
+            )
             from_other = stale(resource, old["metadata"]["name"])
             raise Refused(409, "Conflict", from_other.message.partition(": ")[0] + f": {why}", from_other.details)
         for field in _KEPT:
@@ -184,8 +200,16 @@ class Api:
             self._fill_in(resource, new)
 
     def patch(
-        self, resource: Resource, namespace: str, name: str, kind: str, body: bytes, *, mode: str = "Strict",
-        subresource: str = "", dry_run: bool = False,
+        self,
+        resource: Resource,
+        namespace: str,
+        name: str,
+        kind: str,
+        body: bytes,
+        *,
+        mode: str = "Strict",
+        subresource: str = "",
+        dry_run: bool = False,
     ) -> tuple[Json, list[str]]:
         """Apply a patch of the content type *kind*; the object and warnings. Raises Refused."""
         with self.store.lock:
@@ -213,28 +237,59 @@ class Api:
                 return new
             after = self.settle(resource, new)
             if deletion.is_over(resource, new) and resource != PODS:
-                details = {"name": name, "group": resource.group, "kind": resource.plural, "uid": old["metadata"]["uid"]}
+                details = {
+                    "name": name,
+                    "group": resource.group,
+                    "kind": resource.plural,
+                    "uid": old["metadata"]["uid"],
+                }
                 shown = {key: value for key, value in details.items() if value}
                 return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": shown}
             return after
 
-    def record(self, about: Resource, obj: Json, kind: str, reason: str, message: str, source: str, **more: str) -> None:
+    def record(
+        self, about: Resource, obj: Json, kind: str, reason: str, message: str, source: str, **more: str
+    ) -> None:
         """Write an event about *obj*, or count up the one that says the same. `host`, `path` and `action` may be given."""
         meta = obj["metadata"]
         namespace = meta.get("namespace", "default")
-        target = {"kind": about.kind, "namespace": namespace, "name": meta["name"], "uid": meta["uid"], "apiVersion": about.api_version}
+        target = {
+            "kind": about.kind,
+            "namespace": namespace,
+            "name": meta["name"],
+            "uid": meta["uid"],
+            "apiVersion": about.api_version,
+        }
         if more.get("path"):
             target["fieldPath"] = more["path"]
         component = {"component": source, **({"host": more["host"]} if more.get("host") else {})}
         with self.store.lock:
             for event in self.store.list(EVENTS, namespace)[0] if more.get("series") else ():
                 same = event["involvedObject"].get("uid") == meta["uid"] and event["reason"] == reason
-                if same and event["message"] == message and event["involvedObject"].get("fieldPath") == more.get("path"):
+                if (
+                    same
+                    and event["message"] == message
+                    and event["involvedObject"].get("fieldPath") == more.get("path")
+                ):
                     self.store.put(EVENTS, {**event, "count": event["count"] + 1, "lastTimestamp": clock.now()})
                     return
             name = f"{meta['name']}.{time.time_ns():x}"
-            event = {"kind": "Event", "apiVersion": "v1", "involvedObject": target, "reason": reason, "message": message, "type": kind}
-            event |= {"metadata": {"name": name, "namespace": namespace, "uid": str(uuid.uuid4()), "creationTimestamp": clock.now()}}
+            event = {
+                "kind": "Event",
+                "apiVersion": "v1",
+                "involvedObject": target,
+                "reason": reason,
+                "message": message,
+                "type": kind,
+            }
+            event |= {
+                "metadata": {
+                    "name": name,
+                    "namespace": namespace,
+                    "uid": str(uuid.uuid4()),
+                    "creationTimestamp": clock.now(),
+                }
+            }
             event |= {"source": component, "firstTimestamp": clock.now(), "lastTimestamp": clock.now(), "count": 1}
             event |= {"eventTime": None, "reportingComponent": source, "reportingInstance": more.get("host", "")}
             if self.store.get(NAMESPACES, "", namespace):

@@ -77,7 +77,11 @@ def job(obj: Json) -> None:
     if spec.get("completions") is None and spec.get("parallelism") is None:
         spec["completions"] = spec["parallelism"] = 1
     _fill(
-        spec, parallelism=1, backoffLimit=6, completionMode="NonIndexed", suspend=False,
+        spec,
+        parallelism=1,
+        backoffLimit=6,
+        completionMode="NonIndexed",
+        suspend=False,
         podReplacementPolicy="TerminatingOrFailed",
     )
     template.setdefault("metadata", {})
@@ -102,5 +106,8 @@ def quality(obj: Json) -> str:
     resources = [container.get("resources") or {} for container in containers]
     if not any(each.get("requests") or each.get("limits") for each in resources):
         return "BestEffort"
-    exact = all({"cpu", "memory"} <= (each.get("limits") or {}).keys() and each["limits"] == each.get("requests") for each in resources)
+    exact = all(
+        {"cpu", "memory"} <= (each.get("limits") or {}).keys() and each["limits"] == each.get("requests")
+        for each in resources
+    )
     return "Guaranteed" if exact else "Burstable"

@@ -19,13 +19,19 @@ def check(resource: Resource, obj: Json, options: Mapping[str, object]) -> None:
     policy = options.get("propagationPolicy")
     if policy is not None and policy not in _POLICIES:
         known = ", ".join(f'"{each}"' for each in (*_POLICIES, "nil"))
-        cause = Cause("propagationPolicy", "FieldValueNotSupported", f'Unsupported value: "{policy}": supported values: {known}')
+        cause = Cause(
+            "propagationPolicy", "FieldValueNotSupported", f'Unsupported value: "{policy}": supported values: {known}'
+        )
         raise invalid(Resource("", "DeleteOptions", ""), "", [cause])
     wanted = options.get("preconditions") or {}
     if not isinstance(wanted, dict):
         return
     if wanted.get("uid") not in (None, meta["uid"]):
-        raise conflict(resource, name, f"Precondition failed: UID in precondition: {wanted['uid']}, UID in object meta: {meta['uid']}")
+        raise conflict(
+            resource,
+            name,
+            f"Precondition failed: UID in precondition: {wanted['uid']}, UID in object meta: {meta['uid']}",
+        )
     if wanted.get("resourceVersion") not in (None, meta["resourceVersion"]):
         why = "Precondition failed: ResourceVersion in precondition: {}, ResourceVersion in object meta: {}"
         raise conflict(resource, name, why.format(wanted["resourceVersion"], meta["resourceVersion"]))

@@ -31,7 +31,12 @@ def _groups(core: bool) -> list[str]:
 def _resource_list(prefix: str) -> Json:
     rows: list[Json] = []
     for each in _in(prefix):
-        row: Json = {"name": each.plural, "singularName": each.singular, "namespaced": each.namespaced, "kind": each.kind}
+        row: Json = {
+            "name": each.plural,
+            "singularName": each.singular,
+            "namespaced": each.namespaced,
+            "kind": each.kind,
+        }
         row["verbs"] = [*each.verbs]
         rows.append({**row, "shortNames": [*each.short]} if each.short else row)
         for name, verbs in each.subresources:
@@ -46,16 +51,30 @@ def _discovery(core: bool, form: str) -> Json:
     for prefix in _groups(core):
         rows: list[Json] = []
         for each in _in(prefix):
-            row: Json = {"resource": each.plural, "responseKind": _kind(each), "scope": "Namespaced" if each.namespaced else "Cluster"}
+            row: Json = {
+                "resource": each.plural,
+                "responseKind": _kind(each),
+                "scope": "Namespaced" if each.namespaced else "Cluster",
+            }
             row |= {"singularResource": each.singular, "verbs": [*each.verbs]}
             if each.short:
                 row["shortNames"] = [*each.short]
-            inner = [{"subresource": name, "responseKind": _kind(each), "verbs": [*verbs]} for name, verbs in each.subresources]
+            inner = [
+                {"subresource": name, "responseKind": _kind(each), "verbs": [*verbs]}
+                for name, verbs in each.subresources
+            ]
             rows.append({**row, "subresources": inner} if inner else row)
         group = _in(prefix)[0]
         meta = {"creationTimestamp": None, **({"name": group.group} if group.group else {})}
-        items.append({"metadata": meta, "versions": [{"version": group.version, "resources": rows, "freshness": "Current"}]})
-    return {"kind": "APIGroupDiscoveryList", "apiVersion": f"apidiscovery.k8s.io/{form}", "metadata": {}, "items": items}
+        items.append(
+            {"metadata": meta, "versions": [{"version": group.version, "resources": rows, "freshness": "Current"}]}
+        )
+    return {
+        "kind": "APIGroupDiscoveryList",
+        "apiVersion": f"apidiscovery.k8s.io/{form}",
+        "metadata": {},
+        "items": items,
+    }
 
 
 def _group_list() -> Json:

@@ -53,7 +53,9 @@ class Fault:
     def __enter__(self) -> Fault:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.end()
 
 
@@ -78,9 +80,7 @@ class ApiFaults:
         for fault in faults:
             fault.meet(request)
 
-    def _order(
-        self, act: Callable[[Fault], None], verb: str, resource: str, path: str, times: int | None
-    ) -> Fault:
+    def _order(self, act: Callable[[Fault], None], verb: str, resource: str, path: str, times: int | None) -> Fault:
         def matches(request: Request) -> bool:
             target = request.target
             plural = target.resource.plural if target.resource else ""
@@ -93,8 +93,15 @@ class ApiFaults:
         return fault
 
     def fail(
-        self, code: int, verb: str = "", resource: str = "", *, path: str = "", times: int | None = None,
-        retry_after: int | None = None, message: str = "",
+        self,
+        code: int,
+        verb: str = "",
+        resource: str = "",
+        *,
+        path: str = "",
+        times: int | None = None,
+        retry_after: int | None = None,
+        message: str = "",
     ) -> Fault:
         """Answer requests with *code*; *times* of them, or until it is ended."""
         reason, text = _SAID.get(code, ("", ""))
@@ -106,7 +113,9 @@ class ApiFaults:
 
         return self._order(act, verb, resource, path, times)
 
-    def slow(self, seconds: float, verb: str = "", resource: str = "", *, path: str = "", times: int | None = None) -> Fault:
+    def slow(
+        self, seconds: float, verb: str = "", resource: str = "", *, path: str = "", times: int | None = None
+    ) -> Fault:
         """Answer late."""
         return self._order(lambda fault: void(fault.ended.wait(seconds)), verb, resource, path, times)
 

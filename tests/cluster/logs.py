@@ -86,7 +86,9 @@ def chosen(found: Iterable[tuple[str, bytes]], options: Mapping[str, str]) -> by
         lines = len(ends) + (1 if kept and not kept[-1][1].endswith(b"\n") else 0)
         left_out = lines - int(options["tailLines"])
         kept = kept[ends[left_out - 1] + 1 :] if left_out > 0 else kept
-    text = b"".join((stamp.encode() + b" " if options.get("timestamps") == "true" else b"") + row for stamp, row in kept)
+    text = b"".join(
+        (stamp.encode() + b" " if options.get("timestamps") == "true" else b"") + row for stamp, row in kept
+    )
     return text[: int(options["limitBytes"])] if "limitBytes" in options else text
 
 

@@ -107,7 +107,11 @@ def _operate(obj: Any, operation: Json) -> None:
         kind = operation.get("op")
         if kind == "test":
             if place[last] != operation.get("value"):
-                raise Refused(422, "Invalid", f"the server rejected our request due to an error in our request: testing value {operation['path']} failed")
+                raise Refused(
+                    422,
+                    "Invalid",
+                    f"the server rejected our request due to an error in our request: testing value {operation['path']} failed",
+                )
         elif kind == "remove":
             del place[last]
         elif kind == "add" and isinstance(place, list):
@@ -119,4 +123,8 @@ def _operate(obj: Any, operation: Json) -> None:
         else:
             raise bad_request(f"unsupported operation: {kind}")
     except (KeyError, IndexError, ValueError, TypeError):
-        raise Refused(422, "Invalid", f"the server rejected our request due to an error in our request: {operation.get('path')} does not exist") from None
+        raise Refused(
+            422,
+            "Invalid",
+            f"the server rejected our request due to an error in our request: {operation.get('path')} does not exist",
+        ) from None

@@ -21,7 +21,14 @@ _Kind = Union[str, list[Any], _Message]
 """`text`, `number`, `yes`, `map`, `bytes map`, a message, or a list of one of them."""
 
 _OWNER = _Message(
-    {1: ("kind", "text"), 3: ("name", "text"), 4: ("uid", "text"), 5: ("apiVersion", "text"), 6: ("controller", "yes"), 7: ("blockOwnerDeletion", "yes")}
+    {
+        1: ("kind", "text"),
+        3: ("name", "text"),
+        4: ("uid", "text"),
+        5: ("apiVersion", "text"),
+        6: ("controller", "yes"),
+        7: ("blockOwnerDeletion", "yes"),
+    }
 )
 _META = _Message(
     {
@@ -31,7 +38,11 @@ _META = _Message(
     }
 )
 _WANTED = _Message(
-    dict(enumerate([(name, "text") for name in ("namespace", "verb", "group", "version", "resource", "subresource", "name")], 1))
+    dict(
+        enumerate(
+            [(name, "text") for name in ("namespace", "verb", "group", "version", "resource", "subresource", "name")], 1
+        )
+    )
 )
 _PLAIN = _Message({1: ("path", "text"), 2: ("verb", "text")})
 _ACCESS = _Message({1: ("resourceAttributes", _WANTED), 2: ("nonResourceAttributes", _PLAIN)})
@@ -39,8 +50,18 @@ _CONDITIONS = _Message({1: ("uid", "text"), 2: ("resourceVersion", "text")})
 _KINDS = {
     "SelfSubjectAccessReview": _Message({1: ("metadata", _META), 2: ("spec", _ACCESS)}),
     "SelfSubjectRulesReview": _Message({1: ("metadata", _META), 2: ("spec", _Message({1: ("namespace", "text")}))}),
-    "Secret": _Message({1: ("metadata", _META), 2: ("data", "bytes map"), 3: ("type", "text"), 4: ("stringData", "map"), 5: ("immutable", "yes")}),
-    "ConfigMap": _Message({1: ("metadata", _META), 2: ("data", "map"), 3: ("binaryData", "bytes map"), 4: ("immutable", "yes")}),
+    "Secret": _Message(
+        {
+            1: ("metadata", _META),
+            2: ("data", "bytes map"),
+            3: ("type", "text"),
+            4: ("stringData", "map"),
+            5: ("immutable", "yes"),
+        }
+    ),
+    "ConfigMap": _Message(
+        {1: ("metadata", _META), 2: ("data", "map"), 3: ("binaryData", "bytes map"), 4: ("immutable", "yes")}
+    ),
     "Namespace": _Message({1: ("metadata", _META)}),
     "ServiceAccount": _Message({1: ("metadata", _META), 4: ("automountServiceAccountToken", "yes")}),
     "DeleteOptions": _Message(
@@ -83,7 +104,9 @@ def _fields(data: bytes) -> Iterator[tuple[int, int, bytes]]:
 def _one(kind: Any, value: int, data: bytes) -> Any:
     if isinstance(kind, _Message):
         return _message(data, kind)
-    return {"text": lambda: data.decode(), "bytes": lambda: data, "number": lambda: value, "yes": lambda: bool(value)}[kind]()
+    return {"text": lambda: data.decode(), "bytes": lambda: data, "number": lambda: value, "yes": lambda: bool(value)}[
+        kind
+    ]()
 
 
 def _message(data: bytes, message: _Message) -> Json:

@@ -21,7 +21,12 @@ class Refused(Exception):
     """The request fails with *code*; `status` is the body of the answer, `headers` go with it."""
 
     def __init__(
-        self, code: int, reason: str, message: str, details: Json | None = None, headers: Mapping[str, str] | None = None
+        self,
+        code: int,
+        reason: str,
+        message: str,
+        details: Json | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -111,12 +116,20 @@ def no_such_verb() -> Refused:
 
 def cannot_read(kind: str) -> Refused:
     accepted = "application/json, application/yaml, application/vnd.kubernetes.protobuf"
-    return Refused(415, "UnsupportedMediaType", f"the body of the request was in an unknown format - accepted: {accepted}; got {kind}")
+    return Refused(
+        415,
+        "UnsupportedMediaType",
+        f"the body of the request was in an unknown format - accepted: {accepted}; got {kind}",
+    )
 
 
 def cannot_patch(kind: str) -> Refused:
     known = "application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json, application/apply-patch+yaml"
-    return Refused(415, "UnsupportedMediaType", f"the body of the request was in an unknown format - accepted media types include: {known} ({kind})")
+    return Refused(
+        415,
+        "UnsupportedMediaType",
+        f"the body of the request was in an unknown format - accepted media types include: {known} ({kind})",
+    )
 
 
 def internal(why: str) -> Refused:

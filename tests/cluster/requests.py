@@ -69,7 +69,11 @@ def _target(method: str, path: str, query: Mapping[str, str]) -> Target:
     name = rest[1] if len(rest) > 1 else ""
     if not name:
         collection = {"get": "list", "delete": "deletecollection"}
-        verb = "watch" if verb == "get" and query.get("watch", "").lower() in ("1", "t", "true") else collection.get(verb, verb)
+        verb = (
+            "watch"
+            if verb == "get" and query.get("watch", "").lower() in ("1", "t", "true")
+            else collection.get(verb, verb)
+        )
     return Target(verb, resource, namespace, name, "/".join(rest[2:]))
 
 

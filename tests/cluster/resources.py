@@ -49,7 +49,9 @@ _STATUS = ("status", ("get", "patch", "update"))
 
 NAMESPACES = Resource("namespaces", "Namespace", "namespace", namespaced=False, short=("ns",), subresources=(_STATUS,))
 NODES = Resource("nodes", "Node", "node", namespaced=False, short=("no",), subresources=(_STATUS,))
-PODS = Resource("pods", "Pod", "pod", short=("po",), subresources=(_STATUS, ("log", ("get",)), ("eviction", ("create",))))
+PODS = Resource(
+    "pods", "Pod", "pod", short=("po",), subresources=(_STATUS, ("log", ("get",)), ("eviction", ("create",)))
+)
 SECRETS = Resource("secrets", "Secret", "secret")
 CONFIGMAPS = Resource("configmaps", "ConfigMap", "configmap", short=("cm",))
 SERVICE_ACCOUNTS = Resource("serviceaccounts", "ServiceAccount", "serviceaccount", short=("sa",))
@@ -57,7 +59,12 @@ EVENTS = Resource("events", "Event", "event", short=("ev",))
 QUOTAS = Resource("resourcequotas", "ResourceQuota", "resourcequota", short=("quota",), subresources=(_STATUS,))
 JOBS = Resource("jobs", "Job", "job", "batch", subresources=(_STATUS,))
 ACCESS_REVIEWS = Resource(
-    "selfsubjectaccessreviews", "SelfSubjectAccessReview", "", "authorization.k8s.io", namespaced=False, verbs=("create",)
+    "selfsubjectaccessreviews",
+    "SelfSubjectAccessReview",
+    "",
+    "authorization.k8s.io",
+    namespaced=False,
+    verbs=("create",),
 )
 RULES_REVIEWS = Resource(
     "selfsubjectrulesreviews", "SelfSubjectRulesReview", "", "authorization.k8s.io", namespaced=False, verbs=("create",)

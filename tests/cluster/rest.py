@@ -54,7 +54,13 @@ class Rest:
     """Answers requests; any thread may ask. *place* is where the kubelet keeps its pods."""
 
     def __init__(
-        self, api: Api, place: Path, release: str, *, aggregated: bool = True, reachable: Callable[[str], bool] = lambda node: True
+        self,
+        api: Api,
+        place: Path,
+        release: str,
+        *,
+        aggregated: bool = True,
+        reachable: Callable[[str], bool] = lambda node: True,
     ) -> None:
         self.api = api
         self._place = place
@@ -143,14 +149,27 @@ class Rest:
     def _watch(self, request: Request, resource: Resource) -> Stream:
         query = request.query
         if request.flag("sendInitialEvents"):
-            cause = Cause("sendInitialEvents", "FieldValueForbidden", "Forbidden: sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled")
+            cause = Cause(
+                "sendInitialEvents",
+                "FieldValueForbidden",
+                "Forbidden: sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled",
+            )
             raise invalid(Resource("", "ListOptions", "", "meta.k8s.io"), "", [cause])
         version = _number(query, "resourceVersion") or None
         seconds = float(_number(query, "timeoutSeconds") or _LONGEST_WATCH)
         matches = self._selected(request, resource)
         if request.target.name:
             name = request.target.name
-            return Stream(Asked(resource, request.target.namespace, lambda obj: obj["metadata"]["name"] == name, version, False, seconds))
+            return Stream(
+                Asked(
+                    resource,
+                    request.target.namespace,
+                    lambda obj: obj["metadata"]["name"] == name,
+                    version,
+                    False,
+                    seconds,
+                )
+            )
         bookmarks = request.flag("allowWatchBookmarks")
         return Stream(Asked(resource, request.target.namespace, matches, version, bookmarks, seconds))
 
@@ -176,14 +195,22 @@ class Rest:
         obj, said = self._decoded(request, resource)
         if (obj.get("metadata") or {}).get("name") != target.name:
             raise bad_request("the name of the object does not match the name on the URL")
-        return Answer(200, self.api.update(resource, target.namespace, target.name, obj, target.subresource), warnings=said)
+        return Answer(
+            200, self.api.update(resource, target.namespace, target.name, obj, target.subresource), warnings=said
+        )
 
     def _patch(self, request: Request, resource: Resource) -> Answer:
         target = request.target
         mode = request.query.get("fieldValidation") or "Warn"
         found, said = self.api.patch(
-            resource, target.namespace, target.name, request.content_type, request.body, mode=mode,
-            subresource=target.subresource, dry_run=bool(request.query.get("dryRun")),
+            resource,
+            target.namespace,
+            target.name,
+            request.content_type,
+            request.body,
+            mode=mode,
+            subresource=target.subresource,
+            dry_run=bool(request.query.get("dryRun")),
         )
         return Answer(200, found, warnings=said)
 
@@ -211,7 +238,9 @@ class Rest:
         options = self._delete_options(request)
         target = request.target
         said = deletion.warning(resource, options)
-        return Answer(200, self.api.delete(resource, target.namespace, target.name, options), warnings=[said] if said else [])
+        return Answer(
+            200, self.api.delete(resource, target.namespace, target.name, options), warnings=[said] if said else []
+        )
 
     def _delete_all(self, request: Request, resource: Resource) -> Answer:
         options = self._delete_options(request)
@@ -226,12 +255,16 @@ class Rest:
                     raise
             gone.append(obj)
         meta = {"resourceVersion": str(version)}
-        return Answer(200, {"kind": f"{resource.kind}List", "apiVersion": resource.api_version, "metadata": meta, "items": gone})
+        return Answer(
+            200, {"kind": f"{resource.kind}List", "apiVersion": resource.api_version, "metadata": meta, "items": gone}
+        )
 
     def _evict(self, request: Request) -> Answer:
         target = request.target
         body = json.loads(request.body or b"{}")
-        self.api.change(PODS, target.namespace, target.name, disrupted("EvictionByEvictionAPI", "Eviction API: evicting"))
+        self.api.change(
+            PODS, target.namespace, target.name, disrupted("EvictionByEvictionAPI", "Eviction API: evicting")
+        )
         self.api.delete(PODS, target.namespace, target.name, body.get("deleteOptions") or {})
         return Answer(201, {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201})
 
@@ -257,7 +290,9 @@ class Rest:
         def over() -> bool:
             now = self.api.store.get(PODS, target.namespace, target.name)
             rows = [row for kind in logs.ORDER for row in ((now or {}).get("status") or {}).get(kind) or ()]
-            return self.api.store.closed or not any("running" in row["state"] for row in rows if row["name"] == container)
+            return self.api.store.closed or not any(
+                "running" in row["state"] for row in rows if row["name"] == container
+            )
 
         return Stream(None, logs.stream(path, query, over))
 
@@ -268,7 +303,9 @@ def _number(query: Mapping[str, str], name: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise bad_request(f'{name}: Invalid value: "{text}": strconv.ParseInt: parsing "{text}": invalid syntax') from None
+        raise bad_request(
+            f'{name}: Invalid value: "{text}": strconv.ParseInt: parsing "{text}": invalid syntax'
+        ) from None
 
 
 def _order(obj: Json) -> str:
@@ -285,5 +322,3 @@ def _position(token: str) -> tuple[int, str]:
         return int(found["rv"]), str(found["start"])
     except (ValueError, KeyError):
         raise bad_request("continue key is not valid") from None
-
-

@@ -94,7 +94,9 @@ class Schemas:
         try:
             found = json.loads(text, object_pairs_hook=_remember)
         except ValueError as error:
-            raise bad_request(f"the object provided is unrecognized (must be of type {resource.kind}): {error}") from None
+            raise bad_request(
+                f"the object provided is unrecognized (must be of type {resource.kind}): {error}"
+            ) from None
         if not isinstance(found, dict) or not isinstance(found.get("metadata", {}), (dict, type(None))):
             raise bad_request(f"the object provided is unrecognized (must be of type {resource.kind})")
         return self.decoded(found, resource, mode)
@@ -106,7 +108,9 @@ class Schemas:
         version = found.get("apiVersion")
         if found["kind"] != resource.kind or version != resource.api_version:
             sent = f"{found['kind']} in version {json.dumps(version)}"
-            raise bad_request(f"{sent} cannot be handled as a {resource.kind}: the API version or kind in the data does not match the expected {resource.api_version}, Kind={resource.kind}")
+            raise bad_request(
+                f"{sent} cannot be handled as a {resource.kind}: the API version or kind in the data does not match the expected {resource.api_version}, Kind={resource.kind}"
+            )
         said: list[str] = []
         cannot = f'{resource.kind} in version "{resource.version}" cannot be handled as a {resource.kind}'
         try:
@@ -136,7 +140,9 @@ class Schemas:
         fits["integer"] = isinstance(value, int) and not isinstance(value, bool)
         fits["number"] = fits["integer"] or isinstance(value, float)
         if not fits[kind]:
-            raise self._mismatch(value, field, schema.get("format") if kind == "integer" else kind.replace("boolean", "bool"))
+            raise self._mismatch(
+                value, field, schema.get("format") if kind == "integer" else kind.replace("boolean", "bool")
+            )
         return value
 
     def _map(self, value: Any, schema: Json, field: _Field, said: list[str]) -> Any:
@@ -155,7 +161,7 @@ class Schemas:
         short = name.rsplit(".", 1)[-1]
         if short in ("Time", "MicroTime"):
             if not isinstance(value, str) or not _TIME.match(value):
-                raise _Mismatch(f"parsing time {json.dumps(value)} as \"2006-01-02T15:04:05Z07:00\": cannot parse")
+                raise _Mismatch(f'parsing time {json.dumps(value)} as "2006-01-02T15:04:05Z07:00": cannot parse')
             return value
         if short == "Quantity":
             if isinstance(value, bool) or not isinstance(value, (str, int, float)) or not _QUANTITY.match(str(value)):

@@ -8,7 +8,8 @@ import select
 import socket
 import ssl
 import struct
-from typing import Any, Iterator, Mapping
+import traceback
+from typing import Any, Callable, Iterator, Mapping
 
 from tests.cluster import rest
 from tests.cluster.access import ADMIN, User
@@ -26,7 +27,14 @@ class Server:
     """The API server. *users* maps bearer tokens to who they stand for; without *secure* no token means the admin."""
 
     def __init__(
-        self, api: Api, answers: rest.Rest, *, port: int = 0, tls: ssl.SSLContext | None = None, bookmark_every: float = 60.0
+        self,
+        api: Api,
+        answers: rest.Rest,
+        faults: Callable[[Callable[[], Front]], ApiFaults],
+        *,
+        port: int = 0,
+        tls: ssl.SSLContext | None = None,
+        bookmark_every: float = 60.0,
     ) -> None:
         self.api = api
         self.rest = answers
@@ -35,7 +43,7 @@ class Server:
         self.secure = tls is not None
         self.bookmark_every = bookmark_every
         self.mistakes: list[str] = []
-        self.faults = ApiFaults(api.store, lambda: self.front)
+        self.faults = faults(lambda: self.front)
         self.front = Front(self._serve, port, tls)
 
     def user(self, headers: Mapping[str, str]) -> User:
@@ -100,8 +108,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         except (OSError, ssl.SSLError):
             raise
         except Exception as error:
-            import traceback
-
             self.cluster.mistakes.append(traceback.format_exc())
             self._send(rest.Answer(500, internal(repr(error)).status))
 

@@ -123,7 +123,11 @@ def _variables(field: str, found: Iterable[Json]) -> Iterator[Cause]:
         if not variable.get("name"):
             yield _missing(f"{place}.name")
         elif "=" in variable["name"]:
-            yield _bad(f"{place}.name", variable["name"], "a valid environment variable name must consist only of printable ASCII characters other than '='")
+            yield _bad(
+                f"{place}.name",
+                variable["name"],
+                "a valid environment variable name must consist only of printable ASCII characters other than '='",
+            )
         source = variable.get("valueFrom")
         if source is not None:
             if variable.get("value"):
@@ -199,18 +203,28 @@ def pod_spec(field: str, spec: Json) -> Iterator[Cause]:
             seen.add(container.get("name", ""))
             early = kind == "initContainers"
             if container.get("restartPolicy") is not None and not early:
-                yield Cause(f"{place}.restartPolicy", "FieldValueForbidden", "Forbidden: may not be set for non-init containers")
+                yield Cause(
+                    f"{place}.restartPolicy", "FieldValueForbidden", "Forbidden: may not be set for non-init containers"
+                )
             if early and container.get("restartPolicy") not in (None, "Always"):
                 yield _unsupported(f"{place}.restartPolicy", container["restartPolicy"], ("Always",))
             if early and container.get("lifecycle") and container.get("restartPolicy") != "Always":
-                yield Cause(f"{place}.lifecycle", "FieldValueForbidden", "Forbidden: may not be set for init containers without restartPolicy=Always")
+                yield Cause(
+                    f"{place}.lifecycle",
+                    "FieldValueForbidden",
+                    "Forbidden: may not be set for init containers without restartPolicy=Always",
+                )
     policies = ("Always", "OnFailure", "Never")
     if spec.get("restartPolicy") not in policies:
         yield _unsupported(f"{field}.restartPolicy", spec.get("restartPolicy", ""), policies)
     if (deadline := spec.get("activeDeadlineSeconds")) is not None and not 1 <= deadline <= 2**31 - 1:
         yield _bad(f"{field}.activeDeadlineSeconds", deadline, "must be between 1 and 2147483647, inclusive")
     if spec.get("terminationGracePeriodSeconds", 0) < 0:
-        yield _bad(f"{field}.terminationGracePeriodSeconds", spec["terminationGracePeriodSeconds"], "must be greater than or equal to 0")
+        yield _bad(
+            f"{field}.terminationGracePeriodSeconds",
+            spec["terminationGracePeriodSeconds"],
+            "must be greater than or equal to 0",
+        )
     yield from labels(f"{field}.nodeSelector", spec.get("nodeSelector"))
 
 
@@ -238,7 +252,9 @@ def update(resource: Resource, old: Json, new: Json) -> Iterator[Cause]:
     """What may not be changed any more."""
     if resource == JOBS:
         for field in _JOB_FIXED:
-            resumable = field == "template" and old["spec"].get("suspend") and not (old.get("status") or {}).get("startTime")
+            resumable = (
+                field == "template" and old["spec"].get("suspend") and not (old.get("status") or {}).get("startTime")
+            )
             if old["spec"].get(field) != new["spec"].get(field) and not resumable:
                 yield _bad(f"spec.{field}", "...", "field is immutable")
     if resource == PODS and {k: v for k, v in old["spec"].items() if k not in _POD_FREE} != {

@@ -105,7 +105,7 @@ def lines(store: Store, watch: Watch, bookmark_every: float, alive: Callable[[],
     if asked.seconds > _LAST_BOOKMARK:
         bookmark = min(bookmark, end - _LAST_BOOKMARK)
     while not store.closed and alive():
-        if (order := watch.next_order()):
+        if order := watch.next_order():
             yield from _obey(order, version)
             return
         silent = time.monotonic() < watch.silent_until
@@ -137,7 +137,7 @@ def _obey(order: str, version: int) -> Iterator[bytes]:
         text = f"too old resource version: {version} ({version + 1000})"
         yield _line("ERROR", Refused(410, "Expired", text).status)
     elif order == "error":
-        text = "an error on the server (\"unable to decode an event from the watch stream\") has prevented the request from succeeding"
+        text = 'an error on the server ("unable to decode an event from the watch stream") has prevented the request from succeeding'
         yield _line("ERROR", Refused(500, "InternalError", text).status)
     elif order == "garbage":
         yield b'{"type":"MODIFIED","object":{"kind":\n\x00\xff not json\n'
