@@ -18,6 +18,7 @@ from tests.engines.fixtures import own_engine as own_engine
 from tests.engines.fixtures import own_registry as own_registry
 from tests.engines.fixtures import podman as podman
 from tests.engines.fixtures import registry as registry
+from tests.kubernetes.fixtures import cluster as cluster
 from tests.rig import Rig
 
 for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):

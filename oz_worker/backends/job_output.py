@@ -94,16 +94,24 @@ class JobOutput:
     def _sources(self, unit: Unit, deadline: Deadline) -> list[_Source]:
         """The containers of the unit's newest pod that have begun, the agent's last."""
         card = self._board.card(unit.name)
-        pods: list[Object] = list(card.pods.values()) if card is not None else []
-        if not pods:
-            pods = [*self._cluster.find("pods", f"{UNIT}={unit.name}", timeout=max(1.0, deadline.left())).items]
-        newest = max(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp")), default=None)
+        newest = _newest(card.pods.values()) if card is not None else None
+        if newest is None or (unit.facts is not None and not _is_over(newest)):  # the watch of pods may lag behind
+            asked = self._cluster.find("pods", f"{UNIT}={unit.name}", timeout=max(1.0, deadline.left()))
+            newest = _newest(asked.items)
         if newest is None:
             return []
         found = [_Source(str(newest["metadata"]["name"]), name) for name in _begun(newest)]
         agent = [source for source in found if source.container == TASK]
         others = [source for source in found if source.container != TASK]
         return [*others[-_MOST_CONTAINERS:], *agent]
+
+
+def _newest(pods: Iterable[Object]) -> Object | None:
+    return max(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp")), default=None)
+
+
+def _is_over(pod: Object) -> bool:
+    return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
 
 
 def _begun(pod: Object) -> Iterator[str]:

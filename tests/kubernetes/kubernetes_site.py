@@ -12,12 +12,23 @@ from oz_worker.backends.kubernetes import Kubernetes
 from oz_worker.model import Key, TaskSpec, unit_name
 from oz_worker.settings import KubernetesOptions
 from tests.cluster.cluster import Cluster
-from tests.cluster.images import BUSYBOX, SIDECAR
+from tests.cluster.images import BUSYBOX
 from tests.cluster.resources import JOBS, PODS
 from tests.containers.docker_site import ARGV, FORWARD
+from tests.engines.images import ENTRYPOINT, OZ_PROGRAM
 from tests.hosting import INSTANCE, eventually
 
 WORKER = "site-worker"
+AGENT = "oz-test/agent:1"
+"""A sidecar with a shell and `cp`, as a copy needs them, that is the agent of the tests."""
+
+
+def add_images(cluster: Cluster) -> None:
+    """Put AGENT into the registry, and it and the task's image on the nodes."""
+    files = {"entrypoint.sh": (0o755, ENTRYPOINT), "oz": (0o755, OZ_PROGRAM.read_bytes())}
+    if cluster.images.local(AGENT) is None:
+        cluster.images.add(AGENT, files=files, present=True)
+        cluster.images.pull(BUSYBOX)
 
 
 def pod_template(place: Path, **more: Any) -> dict[str, Any]:
@@ -36,7 +47,7 @@ def options_for(cluster: Cluster, place: Path, **changes: Any) -> dict[str, Any]
         "namespace": "default",
         "kubeconfig": str(cluster.kubeconfig),
         "default_image": BUSYBOX,
-        "sidecar_image": SIDECAR,
+        "sidecar_image": AGENT,
         "preflight": False,
         "preflight_image": BUSYBOX,
         "pod_template": pod_template(place),
@@ -52,6 +63,7 @@ class KubernetesSite:
         self.root = root
         self.cluster = cluster
         self.options = options
+        add_images(cluster)
         self.before = cluster.census()
         self.backends: list[Kubernetes] = []
         self.units: list[Unit] = []
@@ -113,6 +125,6 @@ class KubernetesSite:
         for backend in self.backends:
             backend.close()
         for job in self.jobs():
-            self.cluster.api.delete(JOBS, "default", job["metadata"]["name"])
+            self.cluster.api.delete(JOBS, "default", job["metadata"]["name"], {"propagationPolicy": "Foreground"})
         eventually(lambda: self.cluster.census() == self.before, f"left: {self.cluster.census()}, not {self.before}")
         assert self.cluster.mistakes == []
