@@ -34,7 +34,7 @@ from oz_worker.backends.patience import Patience
 from oz_worker.backends.preflight import Preflight
 from oz_worker.cluster import ClusterDown, ClusterError, Object
 from oz_worker.errors import Stopped, TaskFault
-from oz_worker.model import ExitFacts
+from oz_worker.model import Cause, ExitFacts
 from oz_worker.settings import KubernetesOptions
 from oz_worker.timing import Deadline
 from oz_worker.tree import end_helpers
@@ -49,6 +49,7 @@ RECENT_SECONDS = 600.0
 _SECRET_MADE = "secret-made"
 _CLOSE_SECONDS = 3.0
 _REMEMBERED = 1000
+_LAST_WORDS_BYTES = 64 << 10
 _LEAST_GRACE = 30
 """Kubernetes' own default of a pod's grace."""
 
@@ -58,7 +59,8 @@ class Kubernetes:
 
     The lock guards `_gone` (units that were removed here: a Job of one that appears all the same was made late by a
     request of a dead program, and is removed) and `_snapshot` (what `recover` saw, until it is attached). `_silence`
-    is written by the watch's thread.
+    is written by the watch's thread; an entry of `_last_words` (the output of a unit that is deleted at its deadline)
+    is touched by its unit's thread only.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Kubernetes:
         self._lock = threading.Lock()
         self._gone: dict[str, Unit] = {}
         self._snapshot: dict[str, Object] = {}
+        self._last_words: dict[str, bytes] = {}
         self._silence = ""
 
     # -- the worker's life ---------------------------------------------------------------------------------------
@@ -106,6 +109,7 @@ class Kubernetes:
         logger.info("Kubernetes %s, namespace %s", version, cluster.namespace)
         if options.preflight:
             preflight = Preflight(cluster, options, worker_id=self._worker_id, instance=self._instance)
+            preflight.tidy()
             for sentence in (*preflight.permissions(), preflight.run()):
                 if sentence:
                     logger.warning("%s", sentence)
@@ -235,6 +239,8 @@ class Kubernetes:
     def stop(self, unit: Unit) -> ExitFacts:
         """Delete the Job with everything that belongs to it."""
         card = self._board.card(unit.name)
+        if unit.cause is Cause.DEADLINE and unit.facts is None and unit.secrets is not None:
+            self._last_words[unit.name] = self.tail(unit, _LAST_WORDS_BYTES)  # they go with the Job
         facts = self._stopper.stop(unit, ran=card is None or card.existed)
         self._note_gone(unit)
         return facts
@@ -249,6 +255,7 @@ class Kubernetes:
 
     def clean_up(self, unit: Unit, *, keep: bool) -> str:
         """Remove the Job, but for a failed one that the cluster removes itself in its time."""
+        self._last_words.pop(unit.name, None)
         if keep:
             self._board.drop(unit.name)
             return ""
@@ -273,6 +280,8 @@ class Kubernetes:
 
     def tail(self, unit: Unit, limit: int) -> bytes:
         """The end of the unit's output."""
+        if unit.name in self._last_words:
+            return self._last_words[unit.name][-limit:]
         return b"" if self._silence else self._output.tail(unit, limit)
 
     def collect(self, unit: Unit) -> str:

@@ -87,7 +87,6 @@ class Preflight:
 
     def run(self) -> str:
         """Run the Job and remove it; "" or a sentence about what is well but slow. Raises NotUsable."""
-        self.tidy()
         try:
             thing = preflight_job(
                 self._options, worker_id=self._worker_id, instance=self._instance, stamp=time.time_ns()

@@ -78,10 +78,14 @@ class KubernetesRig(Rig):
     def audit(self, *, workspaces: bool = True, traceback: bool = False) -> None:
         """Also: no Job that runs is left, none that ended well, and nothing else but those that failed."""
         super().audit(workspaces=workspaces, traceback=traceback)
-        left = [job for job in self.jobs() if _condition(job) != "Failed" and not job["metadata"].get("deletionTimestamp")]
+        left = [
+            job for job in self.jobs() if _condition(job) != "Failed" and not job["metadata"].get("deletionTimestamp")
+        ]
         assert left == []
         self.close()
-        until(lambda: self.cluster.census() == self.before, f"the base count: {self.cluster.census()}, not {self.before}")
+        until(
+            lambda: self.cluster.census() == self.before, f"the base count: {self.cluster.census()}, not {self.before}"
+        )
         assert self.cluster.mistakes == []
 
 

@@ -1,4 +1,4 @@
-"""A kubernetes backend over the cluster of the suite, with agents that are shell scripts, and the base count at the end."""
+"""A kubernetes backend over the cluster of the suite, agents that are shell scripts, and the base count at the end."""
 
 from __future__ import annotations
 
@@ -69,7 +69,13 @@ class KubernetesSite:
         self.units: list[Unit] = []
 
     def closed(
-        self, *, instance: str = INSTANCE, worker: str = WORKER, state: str = "state", cleanup: bool = True, **options: Any
+        self,
+        *,
+        instance: str = INSTANCE,
+        worker: str = WORKER,
+        state: str = "state",
+        cleanup: bool = True,
+        **options: Any,
     ) -> Kubernetes:
         """A backend that is not open yet; *environ* replaces its environment, another *state* is another disk."""
         environ: Mapping[str, str] = options.pop("environ", {"PATH": os.environ["PATH"], "HOME": "/nonexistent"})

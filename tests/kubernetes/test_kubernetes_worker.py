@@ -114,11 +114,12 @@ def test_no_cleanup_keeps_jobs_for_ever(kubernetes_rig: KubernetesRig) -> None:
 
 def test_task_timeout_ends_a_job_that_never_would(kubernetes_rig: KubernetesRig) -> None:
     rig = kubernetes_rig
-    rig.config["task_timeout"] = "2s"
+    rig.config["task_timeout"] = "4s"
     worker = rig.start()
     task = rig.submit("echo forever; while :; do sleep 0.1; done")
     rig.plane.wait_acknowledged(task)
     assert task.terminal.reason == "task_timeout"
+    assert "forever" in task.terminal.message
     assert rig.jobs() == []
     assert worker.stop() == 0
     rig.audit()
