@@ -120,7 +120,7 @@ def quota(store: Store, resource: Resource, obj: Json) -> None:
     """Raises Refused where a quota of the namespace has no room for the object."""
     namespace, name = obj["metadata"]["namespace"], obj["metadata"]["name"]
     wanted = _usage(resource, obj)
-    for found in store.list(QUOTAS, namespace)[0]:
+    for found in store.objects(QUOTAS, namespace)[0]:
         hard = (found.get("spec") or {}).get("hard") or {}
         title = found["metadata"]["name"]
         if resource == PODS:
@@ -128,7 +128,7 @@ def quota(store: Store, resource: Resource, obj: Json) -> None:
         counted = [what for what in sorted(hard) if wanted.get(what)]
         if not counted:
             continue
-        rows = [_usage(resource, each) for each in store.list(resource, namespace)[0]]
+        rows = [_usage(resource, each) for each in store.objects(resource, namespace)[0]]
         used = {what: sum((row.get(what, Decimal(0)) for row in rows), Decimal(0)) for what in counted}
         over = [what for what in counted if used[what] + wanted[what] > amount(hard[what])]
         if over:

@@ -99,9 +99,9 @@ class Api:
             (defaults.pod if resource == PODS else defaults.job)(obj)
         elif resource == SECRETS:
             plain = obj.pop("stringData", None) or {}
-            data = obj.setdefault("data", {}) if plain else obj.get("data")
-            for key, value in plain.items():
-                data[key] = base64.b64encode(value.encode()).decode()
+            if plain:
+                data = {key: base64.b64encode(value.encode()).decode() for key, value in plain.items()}
+                obj["data"] = {**(obj.get("data") or {}), **data}
             obj.setdefault("type", "Opaque")
         elif resource == NAMESPACES:
             obj.setdefault("spec", {})["finalizers"] = ["kubernetes"]
@@ -234,7 +234,7 @@ class Api:
             new = copied(old)
             deletion.begin(resource, new, options, time.time())
             if options.get("dryRun"):
-                return new
+                return dict(new)
             after = self.settle(resource, new)
             if deletion.is_over(resource, new) and resource != PODS:
                 details = {
@@ -250,7 +250,7 @@ class Api:
     def record(
         self, about: Resource, obj: Json, kind: str, reason: str, message: str, source: str, **more: str
     ) -> None:
-        """Write an event about *obj*, or count up the one that says the same. `host`, `path` and `action` may be given."""
+        """Write an event about *obj*; with `series`, count up the one that says the same. `host`, `path`: of the event."""
         meta = obj["metadata"]
         namespace = meta.get("namespace", "default")
         target = {
@@ -264,7 +264,7 @@ class Api:
             target["fieldPath"] = more["path"]
         component = {"component": source, **({"host": more["host"]} if more.get("host") else {})}
         with self.store.lock:
-            for event in self.store.list(EVENTS, namespace)[0] if more.get("series") else ():
+            for event in self.store.objects(EVENTS, namespace)[0] if more.get("series") else ():
                 same = event["involvedObject"].get("uid") == meta["uid"] and event["reason"] == reason
                 if (
                     same

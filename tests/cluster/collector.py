@@ -107,7 +107,7 @@ class Collector:
         for resource in STORED:
             if resource in (NODES, NAMESPACES):
                 continue
-            for obj in self._api.store.list(resource)[0] if resource.plural in ("jobs", "pods") else ():
+            for obj in self._api.store.objects(resource)[0] if resource.plural in ("jobs", "pods") else ():
                 if obj["metadata"]["uid"] == uid and obj["metadata"].get("deletionTimestamp"):
                     self._finalize(resource, obj)
 
@@ -124,7 +124,7 @@ class Collector:
     def _empty(self, namespace: str) -> None:
         """Delete everything in a namespace that is to be deleted."""
         for resource in STORED:
-            for obj in self._api.store.list(resource, namespace)[0] if resource.namespaced else ():
+            for obj in self._api.store.objects(resource, namespace)[0] if resource.namespaced else ():
                 self._delete(resource, obj)
         self._end_namespace(namespace)
 
@@ -132,7 +132,7 @@ class Collector:
         found = self._api.store.get(NAMESPACES, "", namespace)
         if not found or not found["metadata"].get("deletionTimestamp"):
             return
-        if not any(self._api.store.list(resource, namespace)[0] for resource in STORED if resource.namespaced):
+        if not any(self._api.store.objects(resource, namespace)[0] for resource in STORED if resource.namespaced):
             self._api.change(NAMESPACES, "", namespace, lambda obj: obj["spec"].update(finalizers=[]))
 
 

@@ -91,7 +91,8 @@ class ContainerRun:
             return
         (name, policy), images, times = wanted[0], self.pod.kubelet.images, self.pod.kubelet.times
         if not is_name(name):
-            said = f'Failed to apply default image tag "{name}": couldn\'t parse image name "{name}": invalid reference format'
+            fault = f'couldn\'t parse image name "{name}": invalid reference format'
+            said = f'Failed to apply default image tag "{name}": {fault}'
             self._event("Warning", "InspectFailed", said)
             self._event("Warning", "Failed", "Error: InvalidImageName")
             self._wait("InvalidImageName", said, times.retry)
@@ -118,8 +119,9 @@ class ContainerRun:
             self._event("Warning", "Failed", f'Failed to pull image "{name}": {fault}')
             self._event("Warning", "Failed", "Error: ErrImagePull")
             self.phase = "waiting"
-            self.state = {"waiting": {"reason": "ErrImagePull", "message": str(fault)}}
-            self._later(times.sync, lambda: self._back_off(name, str(fault)))
+            why = str(fault)
+            self.state = {"waiting": {"reason": "ErrImagePull", "message": why}}
+            self._later(times.sync, lambda: self._back_off(name, why))
             self.pod.advance()
             return
         self._event(
@@ -186,9 +188,8 @@ class ContainerRun:
         wanted = {**(self.pod.spec.get("securityContext") or {}), **(self.spec.get("securityContext") or {})}
         user = int(wanted.get("runAsUser", of_image[0]))
         if wanted.get("runAsNonRoot") and user == 0:
-            raise ConfigFault(
-                f'container has runAsNonRoot and image will run as root (pod: "{self.pod.name}_{self.pod.namespace}({self.pod.uid})", container: {self.name})'
-            )
+            place = f'pod: "{self.pod.name}_{self.pod.namespace}({self.pod.uid})", container: {self.name}'
+            raise ConfigFault(f"container has runAsNonRoot and image will run as root ({place})")
         return user, int(wanted.get("runAsGroup", of_image[1] if "runAsUser" not in wanted else 0))
 
     def _told(self, said: str, value: Any) -> None:
@@ -198,8 +199,8 @@ class ContainerRun:
             self.state = {"running": {"startedAt": clock.now()}}
             self._event("Normal", "Started", f"Started container {self.name}")
         elif said == "failed":
-            begin = "failed to create containerd task: failed to create shim task: OCI runtime create failed: runc create failed: "
-            text = f"{begin}unable to start container process: {value}: unknown"
+            begin = "failed to create containerd task: failed to create shim task: OCI runtime create failed"
+            text = f"{begin}: runc create failed: unable to start container process: {value}: unknown"
             self._event("Warning", "Failed", f"Error: {text}")
             self._end({"exitCode": 128, "reason": "StartError", "message": text, "startedAt": _NEVER})
         else:

@@ -90,7 +90,7 @@ def warning(resource: Resource, options: Mapping[str, object]) -> str:
     """What a server says to who deletes a Job and does not say what shall become of its pods."""
     if resource == JOBS and options.get("propagationPolicy") is None and options.get("orphanDependents") is None:
         return (
-            "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or "
-            "set propagationPolicy=Orphan to suppress this warning"
+            "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove "
+            "them or set propagationPolicy=Orphan to suppress this warning"
         )
     return ""

@@ -1,4 +1,4 @@
-"""What the server says about itself: version, groups and resources in both forms, and as much OpenAPI as kubectl needs."""
+"""What the server says about itself: version, groups and resources in both forms, and what kubectl needs of OpenAPI."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class ConfigFault(Exception):
 
 def expand(text: str, known: Mapping[str, str]) -> str:
     """`$(NAME)` becomes the value, or stays as it is when there is none; `$$` becomes `$`; any other `$` stays."""
-    parts = []
+    parts: list[str] = []
     at = 0
     while at < len(text):
         dollar = text.find("$", at)

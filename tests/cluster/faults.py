@@ -186,7 +186,7 @@ class ApiFaults:
         return len(watches)
 
     def silence_watches(self, seconds: float = 1e9, resource: str = "") -> int:
-        """Let the streams that run say nothing, not even that they are over; what happens meanwhile is lost for them."""
+        """Let the streams that run say nothing, not even that they are over; what happens then is lost for them."""
         watches = self.watches(resource)
         for watch in watches:
             watch.silent_until = time.monotonic() + seconds

@@ -85,9 +85,9 @@ class Images:
         stack = [*([busybox_layer()] if base else []), *layers, *([make_layer(files)] if files else [])]
         for layer in stack:
             with tarfile.open(fileobj=io.BytesIO(layer)) as tar:
-                tar.extractall(
-                    root, **({"filter": "fully_trusted"} if hasattr(tarfile, "fully_trusted_filter") else {})
-                )
+                if hasattr(tarfile, "fully_trusted_filter"):
+                    tar.extraction_filter = tarfile.fully_trusted_filter  # ours, and without it a warning
+                tar.extractall(root)
         self._known[full_name(name)] = Image(root, {"PATH": SEARCH_PATH, **(env or {})}, entrypoint, cmd, cwd, user)
         if present:
             self._present.add(full_name(name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from tests.cluster import clock, conditions
 from tests.cluster.api import Api
@@ -57,8 +58,9 @@ class JobController:
     def _forget(self, job: Json) -> None:
         for key in [key for key in self._timers if key[0] == place_of(job)]:
             self._timers.pop(key).cancel()
-        for known in (self._failures, self._not_before, self._counted, self._tries):
-            known.pop(job["metadata"]["uid"], None)  # type: ignore[attr-defined]
+        tables: tuple[dict[str, Any], ...] = (self._failures, self._not_before, self._counted, self._tries)
+        for table in tables:
+            table.pop(job["metadata"]["uid"], None)
         for pod in list(self._pods.get(job["metadata"]["uid"], {}).values()):
             self._release(pod)
 

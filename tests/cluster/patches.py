@@ -110,7 +110,7 @@ def _operate(obj: Any, operation: Json) -> None:
                 raise Refused(
                     422,
                     "Invalid",
-                    f"the server rejected our request due to an error in our request: testing value {operation['path']} failed",
+                    f"the server rejected our request: testing value {operation['path']} failed",
                 )
         elif kind == "remove":
             del place[last]
@@ -126,5 +126,5 @@ def _operate(obj: Any, operation: Json) -> None:
         raise Refused(
             422,
             "Invalid",
-            f"the server rejected our request due to an error in our request: {operation.get('path')} does not exist",
+            f"the server rejected our request: {operation.get('path')} does not exist",
         ) from None

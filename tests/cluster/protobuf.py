@@ -32,9 +32,15 @@ _OWNER = _Message(
 )
 _META = _Message(
     {
-        **{1: ("name", "text"), 2: ("generateName", "text"), 3: ("namespace", "text"), 5: ("uid", "text")},
-        **{6: ("resourceVersion", "text"), 11: ("labels", "map"), 12: ("annotations", "map")},
-        **{13: ("ownerReferences", [_OWNER]), 14: ("finalizers", ["text"])},
+        1: ("name", "text"),
+        2: ("generateName", "text"),
+        3: ("namespace", "text"),
+        5: ("uid", "text"),
+        6: ("resourceVersion", "text"),
+        11: ("labels", "map"),
+        12: ("annotations", "map"),
+        13: ("ownerReferences", [_OWNER]),
+        14: ("finalizers", ["text"]),
     }
 )
 _WANTED = _Message(
@@ -66,8 +72,11 @@ _KINDS = {
     "ServiceAccount": _Message({1: ("metadata", _META), 4: ("automountServiceAccountToken", "yes")}),
     "DeleteOptions": _Message(
         {
-            **{1: ("gracePeriodSeconds", "number"), 2: ("preconditions", _CONDITIONS), 3: ("orphanDependents", "yes")},
-            **{4: ("propagationPolicy", "text"), 5: ("dryRun", ["text"])},
+            1: ("gracePeriodSeconds", "number"),
+            2: ("preconditions", _CONDITIONS),
+            3: ("orphanDependents", "yes"),
+            4: ("propagationPolicy", "text"),
+            5: ("dryRun", ["text"]),
         }
     ),
 }
@@ -104,9 +113,9 @@ def _fields(data: bytes) -> Iterator[tuple[int, int, bytes]]:
 def _one(kind: Any, value: int, data: bytes) -> Any:
     if isinstance(kind, _Message):
         return _message(data, kind)
-    return {"text": lambda: data.decode(), "bytes": lambda: data, "number": lambda: value, "yes": lambda: bool(value)}[
-        kind
-    ]()
+    if kind == "text":
+        return data.decode()
+    return {"bytes": data, "number": value, "yes": bool(value)}[kind]
 
 
 def _message(data: bytes, message: _Message) -> Json:

@@ -124,7 +124,8 @@ def cannot_read(kind: str) -> Refused:
 
 
 def cannot_patch(kind: str) -> Refused:
-    known = "application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json, application/apply-patch+yaml"
+    forms = ("json-patch+json", "merge-patch+json", "strategic-merge-patch+json", "apply-patch+yaml")
+    known = ", ".join(f"application/{form}" for form in forms)
     return Refused(
         415,
         "UnsupportedMediaType",

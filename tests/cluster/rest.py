@@ -129,7 +129,7 @@ class Rest:
             at = _number(query, "resourceVersion")
         else:
             self._not_older(query)
-        objects, version = self.api.store.list(resource, request.target.namespace, at)
+        objects, version = self.api.store.objects(resource, request.target.namespace, at)
         matches = self._selected(request, resource)
         found = [obj for obj in objects if matches(obj) and _order(obj) > after]
         meta: Json = {"resourceVersion": str(version)}
@@ -144,7 +144,7 @@ class Rest:
     def _not_older(self, query: Mapping[str, str]) -> None:
         version = _number(query, "resourceVersion")
         if version > self.api.store.version:
-            self.api.store.list(PODS, at=version)  # says that it is too large
+            self.api.store.objects(PODS, at=version)  # says that it is too large
 
     def _watch(self, request: Request, resource: Resource) -> Stream:
         query = request.query
@@ -245,7 +245,7 @@ class Rest:
     def _delete_all(self, request: Request, resource: Resource) -> Answer:
         options = self._delete_options(request)
         matches = self._selected(request, resource)
-        objects, version = self.api.store.list(resource, request.target.namespace)
+        objects, version = self.api.store.objects(resource, request.target.namespace)
         gone = []
         for obj in filter(matches, objects):
             try:

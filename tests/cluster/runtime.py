@@ -1,4 +1,4 @@
-"""The container runtime: a process that starts others in a root, a pid and a host name of their own, and keeps their output.
+"""The container runtime: starts processes in a root, pids and a host name of their own, and keeps what they print.
 
 usage: unshare --mount --pid --fork --kill-child --mount-proc python -I -S runtime.py STAGE
 
@@ -114,8 +114,8 @@ def _become(order: dict[str, Any], user: tuple[int, int]) -> NoReturn:
     try:
         os.execve(program, order["argv"], env)
     except OSError as error:
-        known = {errno.ENOEXEC: "exec format error", errno.ENOENT: "no such file or directory"}
-        raise OSError(f"exec {program}: {known.get(error.errno, error.strerror)}") from None
+        why = "exec format error" if error.errno == errno.ENOEXEC else (error.strerror or "").lower()
+        raise OSError(f"exec {program}: {why}") from None
 
 
 class _Child:
@@ -130,7 +130,7 @@ class _Child:
         self._log = log
         self._size = 0
         self._rests: dict[str, bytes] = {"stdout": b"", "stderr": b""}
-        self._file = open(log, "ab", buffering=0) if log else None
+        self._file = open(log, "ab", buffering=0) if log else None  # noqa: SIM115
 
     def keep(self, stream: str, data: bytes) -> None:
         """Write lines as kubelets expect them; *data* b"" is the end of the stream."""
@@ -150,7 +150,7 @@ class _Child:
         if self._size > _LARGEST_LOG:
             os.replace(self._log, f"{self._log}.old")
             self._file.close()
-            self._file, self._size = open(self._log, "ab", buffering=0), 0
+            self._file, self._size = open(self._log, "ab", buffering=0), 0  # noqa: SIM115
 
     def close(self) -> None:
         if self._file is not None:
@@ -218,7 +218,7 @@ class Runtime:
             os._exit(127)
 
     def _enter(self, pid: int | None) -> None:
-        """Go into a container; the one who returns is a new process in it, the caller waits for that and ends like it."""
+        """Go into a container. Who returns is a new process in it; the caller waits for that one and ends like it."""
         if pid is None:
             raise ProcessLookupError("container not running")
         root = os.open(f"/proc/{pid}/root", os.O_RDONLY)

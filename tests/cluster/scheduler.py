@@ -40,7 +40,7 @@ class Hold:
 
 
 class Scheduler:
-    """Binds pods, on the loop's thread; what finds no node is tried again with every change, and every *retry* seconds."""
+    """Binds pods, on the loop's thread; what finds no node is tried again with each change and every *retry* s."""
 
     def __init__(self, api: Api, loop: Loop, retry: float) -> None:
         self._api = api
@@ -108,7 +108,7 @@ class Scheduler:
         for hold in self.holds:
             if not hold.ended and hold.matches(pod):
                 return "", hold.why
-        nodes = self._api.store.list(NODES)[0]
+        nodes = self._api.store.objects(NODES)[0]
         reasons: collections.Counter[str] = collections.Counter()
         for each in nodes:
             why = self._unfit(pod, each)
@@ -138,7 +138,7 @@ class Scheduler:
             return ["node(s) didn't match Pod's node affinity/selector"]
         here = [
             other
-            for other in self._api.store.list(PODS)[0]
+            for other in self._api.store.objects(PODS)[0]
             if other["spec"].get("nodeName") == name and other["status"]["phase"] not in _ENDED
         ]
         room = each["status"]["allocatable"]

@@ -109,7 +109,7 @@ class Schemas:
         if found["kind"] != resource.kind or version != resource.api_version:
             sent = f"{found['kind']} in version {json.dumps(version)}"
             raise bad_request(
-                f"{sent} cannot be handled as a {resource.kind}: the API version or kind in the data does not match the expected {resource.api_version}, Kind={resource.kind}"
+                f"{sent} cannot be handled as a {resource.kind}: expected {resource.api_version}, Kind={resource.kind}"
             )
         said: list[str] = []
         cannot = f'{resource.kind} in version "{resource.version}" cannot be handled as a {resource.kind}'

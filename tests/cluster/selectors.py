@@ -89,7 +89,8 @@ def fields_match(resource: Resource, selector: str) -> Matches:
         known = ("metadata.name", "metadata.namespace", *_FIELDS.get(resource.plural, ()))
         if field not in known:
             raise bad_request(
-                f'Unable to find "{resource.api_version}, Resource={resource.plural}" that match label selector "", field selector "{selector}": field label not supported: {field}'
+                f'Unable to find "{resource.api_version}, Resource={resource.plural}" that match label selector "", '
+                f'field selector "{selector}": field label not supported: {field}'
             )
         tests.append((field, operator != "!=", value))
     return lambda obj: all((_value_at(obj, field) == value) is positive for field, positive, value in tests)

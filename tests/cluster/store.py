@@ -15,8 +15,8 @@ Place = tuple[str, str]
 """Namespace ("" for none) and name."""
 
 _TOO_OLD = (
-    "The provided continue parameter is too old to display a consistent list result. You can start a new list without the "
-    "continue parameter."
+    "The provided continue parameter is too old to display a consistent list result. You can start a new list without "
+    "the continue parameter."
 )
 
 
@@ -78,7 +78,7 @@ class Store:
         with self._changed:
             return self._objects[resource.qualified].get((namespace, name))
 
-    def list(self, resource: Resource, namespace: str = "", at: int = 0) -> tuple[list[Json], int]:
+    def objects(self, resource: Resource, namespace: str = "", at: int = 0) -> tuple[list[Json], int]:
         """The objects in order of their names, and the version that this is; *at* asks for an earlier one."""
         with self._changed:
             objects = self._objects[resource.qualified]
@@ -150,8 +150,8 @@ class Store:
     def since(self, version: int, timeout: float, interrupted: Callable[[], bool] = lambda: False) -> list[Change]:
         """What happened after *version*, waited for until there is something.
 
-        [] after *timeout* seconds, and when *interrupted* holds after a `wake`. Raises `Refused` (410) when that part of
-        the past is forgotten.
+        [] after *timeout* seconds, and when *interrupted* holds after a `wake`. Raises `Refused` (410) when that part
+        of the past is forgotten.
         """
         limit = time.monotonic() + timeout
         with self._changed:

@@ -59,7 +59,7 @@ def _downward(directory: Path, source: Json, pod: Json, mode: int) -> None:
 
 
 def set_up(volume: Json, directory: Path, pod: Json, find: Find, token: Callable[[Json], str]) -> Path | None:
-    """The host's directory of a volume; None for an image volume, which is there once its image is. Raises MountFault."""
+    """The host's directory of a volume; None for an image volume, which comes with its image. Raises MountFault."""
     name = volume["name"]
     if "image" in volume:
         return None
@@ -91,9 +91,8 @@ def set_up(volume: Json, directory: Path, pod: Json, find: Find, token: Callable
 def _check_items(source: Json, found: Mapping[str, bytes], volume: str, name: str) -> None:
     for row in source.get("items") or ():
         if row["key"] not in found and not source.get("optional"):
-            raise MountFault(
-                f'MountVolume.SetUp failed for volume "{volume}" : references non-existent secret key: {row["key"]} of {name}'
-            )
+            why = f"references non-existent secret key: {row['key']} of {name}"
+            raise MountFault(f'MountVolume.SetUp failed for volume "{volume}" : {why}')
 
 
 def image_names(container: Json, spec: Json) -> list[tuple[str, str]]:

@@ -98,7 +98,7 @@ def lines(store: Store, watch: Watch, bookmark_every: float, alive: Callable[[],
     asked = watch.asked
     version = asked.version
     if version is None:
-        found, version = store.list(asked.resource, asked.namespace)
+        found, version = store.objects(asked.resource, asked.namespace)
         yield from (_line("ADDED", obj) for obj in found if asked.matches(obj))
     end = time.monotonic() + asked.seconds
     bookmark = time.monotonic() + bookmark_every
@@ -137,7 +137,7 @@ def _obey(order: str, version: int) -> Iterator[bytes]:
         text = f"too old resource version: {version} ({version + 1000})"
         yield _line("ERROR", Refused(410, "Expired", text).status)
     elif order == "error":
-        text = 'an error on the server ("unable to decode an event from the watch stream") has prevented the request from succeeding'
+        text = "unable to decode an event from the watch stream"
         yield _line("ERROR", Refused(500, "InternalError", text).status)
     elif order == "garbage":
         yield b'{"type":"MODIFIED","object":{"kind":\n\x00\xff not json\n'

@@ -1,4 +1,4 @@
-"""The weather of a cluster on command: what befalls nodes, pods, containers and Jobs, beside what the API does wrong."""
+"""The weather of a cluster on command: what befalls nodes, pods and Jobs, beside what the API does wrong."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tests.cluster.scheduler import Hold, Scheduler
 
 Which = Callable[[Json], bool]
 _LOW = (
-    "The node was low on resource: memory. Threshold quantity: 100Mi, available: 51240Ki. Container {} was using 1812Mi, "
-    "request is 0, has larger consumption of memory. "
+    "The node was low on resource: memory. Threshold quantity: 100Mi, available: 51240Ki. Container {} was using "
+    "1812Mi, request is 0, has larger consumption of memory. "
 )
 
 
@@ -138,7 +138,7 @@ class Weather(ApiFaults):
     def _on(self, node: str) -> list[Json]:
         return [
             pod
-            for pod in self._api.store.list(PODS)[0]
+            for pod in self._api.store.objects(PODS)[0]
             if pod["spec"].get("nodeName") == node and pod["status"]["phase"] not in ("Succeeded", "Failed")
         ]
 
@@ -178,7 +178,8 @@ class Weather(ApiFaults):
 
     def hold_pods(self, which: Which = every, why: str = "") -> Hold:
         """Pods find no node, until the answer's `end`."""
-        text = "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are available: 1 No preemption victims found for incoming pod."
+        head = "0/1 nodes are available"
+        text = f"{head}: 1 Insufficient cpu. preemption: {head}: 1 No preemption victims found for incoming pod."
         hold = Hold(which, why or text)
         self._scheduler.holds.append(hold)
         return hold
