@@ -11,6 +11,9 @@ import pytest
 import trustme
 
 from oz_worker.devplane.server import ControlPlane
+from tests.cluster.fixtures import cluster as cluster
+from tests.cluster.fixtures import kubectl as kubectl
+from tests.cluster.fixtures import own_cluster as own_cluster
 from tests.engines.fixtures import bad_registry as bad_registry
 from tests.engines.fixtures import engine as engine
 from tests.engines.fixtures import images as images
@@ -18,7 +21,6 @@ from tests.engines.fixtures import own_engine as own_engine
 from tests.engines.fixtures import own_registry as own_registry
 from tests.engines.fixtures import podman as podman
 from tests.engines.fixtures import registry as registry
-from tests.kubernetes.fixtures import cluster as cluster
 from tests.rig import Rig
 
 for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):

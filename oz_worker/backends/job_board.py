@@ -205,8 +205,11 @@ class Board:
 
     def _judge(self, card: Card) -> None:
         """Speak its verdict, if there is one now."""
+        if card.judged:
+            card.unit.notify()  # who ends what it still runs waits for this
+            return
         with self._lock:
-            if card.judged or card.job is None:
+            if card.job is None:
                 card.look_at = _FAR
                 return
             fresh = min(self._began.values()) >= card.asked_at

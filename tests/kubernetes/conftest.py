@@ -11,6 +11,7 @@ import pytest
 from oz_worker.backends.job_object import WORKER_ID
 from oz_worker.devplane.server import ControlPlane
 from tests.cluster.cluster import Cluster
+from tests.cluster.fixtures import back_to
 from tests.cluster.resources import JOBS, PODS
 from tests.kubernetes.kubernetes_site import KubernetesSite, add_images, options_for
 from tests.rig import Rig, until
@@ -18,7 +19,7 @@ from tests.rig import Rig, until
 
 @pytest.fixture
 def site(tmp_path: Path, cluster: Cluster) -> Iterator[KubernetesSite]:
-    """A kubernetes backend over the cluster of the session; at its end the base count must hold."""
+    """A kubernetes backend over a cluster of its own; at its end the base count must hold."""
     site = KubernetesSite(tmp_path, cluster)
     yield site
     site.close()
@@ -45,12 +46,12 @@ class KubernetesRig(Rig):
 
     def jobs(self) -> list[dict[str, Any]]:
         """This worker's Jobs, as the cluster has them."""
-        found = self.cluster.store.list(JOBS, "default")[0]
+        found = self.cluster.store.objects(JOBS, "default")[0]
         return [dict(job) for job in found if job["metadata"]["annotations"].get(WORKER_ID) == self.worker_id]
 
     def pods(self) -> list[dict[str, Any]]:
         """This worker's pods."""
-        found = self.cluster.store.list(PODS, "default")[0]
+        found = self.cluster.store.objects(PODS, "default")[0]
         return [dict(pod) for pod in found if pod["metadata"]["annotations"].get(WORKER_ID) == self.worker_id]
 
     def active(self) -> list[str]:
@@ -96,7 +97,7 @@ def _condition(job: dict[str, Any]) -> str:
 
 @pytest.fixture
 def kubernetes_rig(tmp_path: Path, cluster: Cluster) -> Iterator[KubernetesRig]:
-    """A worker's place over the cluster of the session."""
+    """A worker's place over a cluster of its own."""
     with ControlPlane() as plane:
         rig = KubernetesRig(tmp_path, plane, cluster)
         try:

@@ -12,11 +12,12 @@ from oz_worker.backends.kubernetes import Kubernetes
 from oz_worker.model import Key, TaskSpec, unit_name
 from oz_worker.settings import KubernetesOptions
 from tests.cluster.cluster import Cluster
+from tests.cluster.fixtures import back_to
 from tests.cluster.images import BUSYBOX
 from tests.cluster.resources import JOBS, PODS
 from tests.containers.docker_site import ARGV, FORWARD
 from tests.engines.images import ENTRYPOINT, OZ_PROGRAM
-from tests.hosting import INSTANCE, eventually
+from tests.hosting import INSTANCE
 
 WORKER = "site-worker"
 AGENT = "oz-test/agent:1"
@@ -114,11 +115,11 @@ class KubernetesSite:
 
     def jobs(self) -> list[dict[str, Any]]:
         """Every Job of the namespace."""
-        return [dict(one) for one in self.cluster.store.list(JOBS, "default")[0]]
+        return [dict(one) for one in self.cluster.store.objects(JOBS, "default")[0]]
 
     def pods(self, unit: Unit | None = None) -> list[dict[str, Any]]:
         """The pods of the namespace, or of one unit."""
-        found = [dict(one) for one in self.cluster.store.list(PODS, "default")[0]]
+        found = [dict(one) for one in self.cluster.store.objects(PODS, "default")[0]]
         return [pod for pod in found if unit is None or pod["metadata"]["labels"].get(UNIT) == unit.name]
 
     def running(self, unit: Unit) -> bool:
@@ -132,5 +133,5 @@ class KubernetesSite:
             backend.close()
         for job in self.jobs():
             self.cluster.api.delete(JOBS, "default", job["metadata"]["name"], {"propagationPolicy": "Foreground"})
-        eventually(lambda: self.cluster.census() == self.before, f"left: {self.cluster.census()}, not {self.before}")
+        back_to(self.cluster, self.before)
         assert self.cluster.mistakes == []
