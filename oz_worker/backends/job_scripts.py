@@ -62,11 +62,11 @@ await() {
 """`wait` also returns, with more than 128, when a signal came: then the child is still there and is awaited again."""
 
 _AGENT = f"""\
-if env --default-signal=INT,QUIT true 2>/dev/null; then
-  env --default-signal=INT,QUIT {ENTRYPOINT} "$@" &
-else
-  {ENTRYPOINT} "$@" &
-fi
+(
+{_ENVIRONMENT}
+if env --default-signal=INT,QUIT true 2>/dev/null; then exec env --default-signal=INT,QUIT {ENTRYPOINT} "$@"; fi
+{_EXEC}
+) &
 oz_running=$!
 if [ -n "$oz_early" ]; then kill -s "$oz_early" "$oz_running" 2>/dev/null; fi
 await "$oz_running"
@@ -115,7 +115,8 @@ def wrapper(teardown_command: str, *, forget: str = "", limit: float = TEARDOWN_
 
     It reads what `setup_command` left in $OZ_ENVIRONMENT_FILE, each variable exported, and becomes the agent. With a
     teardown the agent is its child: the teardown runs after it, however it ended, for *limit* seconds at most (after
-    a TERM the pod's own grace ends it sooner); signals reach the agent; the exit code is the agent's in every case.
+    a TERM the pod's own grace may end it sooner), with the container's variables; signals reach the agent; the exit
+    code is the agent's in every case.
     *forget* is a variable that the agent is not to see.
     """
     start = (f"unset {forget}\n" if forget else "") + _SAY
@@ -124,7 +125,7 @@ def wrapper(teardown_command: str, *, forget: str = "", limit: float = TEARDOWN_
     teardown = _TEARDOWN.format(
         command=shlex.quote(teardown_command), limit=f"{limit:g}", kill_after=_KILL_AFTER_SECONDS
     )
-    return start + _RELAY + _ENVIRONMENT + _AGENT + teardown
+    return start + _RELAY + _AGENT + teardown
 
 
 def copy() -> str:

@@ -8,7 +8,7 @@ from typing import Any, Callable, Mapping, NamedTuple, Union
 
 from tests.cluster.quantities import amount, asked, spelt
 from tests.cluster.refusals import Json, Refused, forbidden, not_found
-from tests.cluster.resources import JOBS, NAMESPACES, PODS, QUOTAS, SERVICE_ACCOUNTS, Resource
+from tests.cluster.resources import NAMESPACES, PODS, QUOTAS, SERVICE_ACCOUNTS, Resource
 from tests.cluster.store import Store
 
 Hook = Callable[[Resource, Json], Union[str, None]]
@@ -139,8 +139,7 @@ def quota(store: Store, resource: Resource, obj: Json) -> None:
             raise forbidden(resource, name, why)
 
 
-def admits_image_volumes(obj: Json, resource: Resource) -> None:
+def drop_image_volumes(spec: Json) -> None:
     """Where the cluster has image volumes switched off, the field is dropped without a word."""
-    spec = obj["spec"]["template"]["spec"] if resource == JOBS else obj["spec"]
     for volume in spec.get("volumes") or ():
         volume.pop("image", None)

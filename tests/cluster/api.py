@@ -89,14 +89,14 @@ class Api:
 
     def _fill_in(self, resource: Resource, obj: Json) -> None:
         if resource in (PODS, JOBS):
-            if not self._image_volumes and isinstance(obj.get("spec"), dict):
-                admission.admits_image_volumes(obj, resource)
             template = obj if resource == PODS else (obj.get("spec") or {}).get("template") or {}
             if not isinstance(template.get("spec"), dict):
                 field = "spec" if resource == PODS else "spec.template.spec"
                 cause = Cause(f"{field}.containers", "FieldValueRequired", "Required value")
                 raise invalid(resource, obj["metadata"].get("name", ""), [cause])
             (defaults.pod if resource == PODS else defaults.job)(obj)
+            if not self._image_volumes:
+                admission.drop_image_volumes(template["spec"])
         elif resource == SECRETS:
             plain = obj.pop("stringData", None) or {}
             if plain:
@@ -292,5 +292,6 @@ class Api:
             }
             event |= {"source": component, "firstTimestamp": clock.now(), "lastTimestamp": clock.now(), "count": 1}
             event |= {"eventTime": None, "reportingComponent": source, "reportingInstance": more.get("host", "")}
-            if self.store.get(NAMESPACES, "", namespace):
+            place = self.store.get(NAMESPACES, "", namespace)
+            if place is not None and "deletionTimestamp" not in place["metadata"]:
                 self.store.add(EVENTS, event)

@@ -17,7 +17,7 @@ from tests.cluster.admission import Hook, Webhook
 from tests.cluster.api import Api
 from tests.cluster.collector import Collector
 from tests.cluster.containers import Containers
-from tests.cluster.images import Images
+from tests.cluster.images import BUSYBOX, SIDECAR, Images
 from tests.cluster.job_controller import JobController
 from tests.cluster.kubelet import Kubelet, Times
 from tests.cluster.loop import Loop
@@ -58,6 +58,13 @@ class Cluster:
     were made by `token`; else by http, where who has no token is the admin. *aggregated*, *image_volumes*: whether it
     has the newer form of discovery, and image volumes. *bookmarks*: seconds from one bookmark to the next.
     """
+
+    is_real = False
+    namespace = "default"
+    """Where tests put their objects; also that of the context in `kubeconfig`."""
+    task_image = BUSYBOX
+    sidecar_image = SIDECAR
+    """Nothing but /entrypoint.sh and the `oz` it asks, as in `tests.engines.images`: no shell, no tar."""
 
     def __init__(
         self,
@@ -153,6 +160,8 @@ class Cluster:
         self, token: str = "", *, namespace: str = "default", context: str = "test", name: str = ""
     ) -> Path:
         """A kubeconfig with one context; without a *token* for the admin."""
+        if token and not self._tls:
+            raise ValueError("kubectl sends no token over plain http: make the cluster with `tls`")
         if self._tls and not token:
             token = self.token(Rule(("*",), ("*",)), user="kubernetes-admin")
         cluster = {"server": self.url, **({"certificate-authority": self._tls.ca_file} if self._tls else {})}

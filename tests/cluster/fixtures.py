@@ -11,6 +11,7 @@ from typing import Any, Iterator, Mapping, Protocol
 import pytest
 
 from tests.cluster.cluster import Census, Cluster
+from tests.cluster.real import VARIABLE, RealCluster
 from tests.engines.client import find_program
 from tests.engines.images import busybox_is_static
 from tests.hosting import eventually
@@ -66,7 +67,7 @@ def _packages() -> Mapping[str, bool]:
     return {**there, "busybox-static": busybox_is_static()}
 
 
-def back_to(cluster: Cluster, before: Census) -> None:
+def back_to(cluster: Cluster | RealCluster, before: Census) -> None:
     """The cluster comes back to *before*; waited for, because things end after they are answered for."""
 
     def differences() -> list[str]:
@@ -99,12 +100,20 @@ def own_cluster() -> Iterator[OwnCluster]:
 
 
 @pytest.fixture
-def cluster(own_cluster: OwnCluster) -> Cluster:
-    """A cluster of the test's own."""
-    return own_cluster()
+def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster | RealCluster]:
+    """A cluster of the test's own, or a namespace of that of OZ_TEST_KUBECONFIG."""
+    path = os.environ.get(VARIABLE, "")
+    if not path:
+        yield request.getfixturevalue("own_cluster")()
+        return
+    real = RealCluster(Path(path), tmp_path)
+    try:
+        yield real
+    finally:
+        real.close()
 
 
 @pytest.fixture
-def kubectl(cluster: Cluster, tmp_path: Path) -> Kubectl:
+def kubectl(cluster: Cluster | RealCluster, tmp_path: Path) -> Kubectl:
     """The real kubectl as the admin of `cluster`."""
     return Kubectl(cluster.kubeconfig, tmp_path)

@@ -9,7 +9,7 @@ from typing import Callable, Iterator, Mapping, NamedTuple, Sequence
 
 import yaml
 
-from tests.cluster import access, deletion, discovery, logs, protobuf
+from tests.cluster import access, deletion, discovery, logs, openapi_v2, protobuf
 from tests.cluster.access import User
 from tests.cluster.api import Api
 from tests.cluster.conditions import disrupted
@@ -106,6 +106,8 @@ class Rest:
         if request.path in ("/healthz", "/readyz", "/livez"):
             return Answer(200, text=b"ok", kind="text/plain")
         accept = request.headers.get("accept", "")
+        if request.path == "/openapi/v2":
+            return Answer(200, text=openapi_v2.document(self._release), kind=openapi_v2.MEDIA_TYPE)
         found = discovery.answer(request.path, accept, self._release, aggregated=self._aggregated)
         if found is None or request.method != "GET":
             raise no_such_path()
