@@ -82,9 +82,10 @@ class Board:
             card = self._cards.setdefault(unit.name, Card(unit))
             card.unit = unit
             if job is not None:
+                if card.job is None or card.job["metadata"]["uid"] != job["metadata"]["uid"]:
+                    card.job = job_facts.pruned(job)  # else the watch was faster, and knows more
                 card.uid = str(job["metadata"]["uid"])
                 card.exists_since = min(card.exists_since, time.monotonic())
-                card.job = card.job or job_facts.pruned(job)
                 card.look_at = 0.0
 
     def drop(self, name: str) -> None:
@@ -150,7 +151,7 @@ class Board:
                 self._judge(card)
         elif change != "DELETED":
             self._job(thing)
-        elif (card := self._of(thing)) is not None and card.uid in ("", str(thing["metadata"]["uid"])):
+        elif (card := self._of(thing)) is not None and card.uid == thing["metadata"]["uid"]:
             with self._lock:
                 card.job = job_facts.pruned(thing)
             self._vanished(card)
@@ -209,7 +210,7 @@ class Board:
             card.unit.notify()  # who ends what it still runs waits for this
             return
         with self._lock:
-            if card.job is None:
+            if card.job is None or not card.uid:  # before its uid is known, it may be an earlier Job of this unit
                 card.look_at = _FAR
                 return
             fresh = min(self._began.values()) >= card.asked_at

@@ -117,7 +117,7 @@ class Starter:
             logger.info("unit %s: the Job %s exists already and is taken up", unit.name, name)
             return found
         if not going:
-            if not self._whose.may_replace(found, unit.key):
+            if not self._whose.may_replace(found, unit):
                 raise Taken(found)
             logger.info("replacing the Job %s of %s, which is over", name, key_of(found) or unit_of(found))
             try:

@@ -8,7 +8,6 @@ from typing import Callable, Mapping
 from oz_worker.backends.base import Found, Unit
 from oz_worker.backends.job_object import INSTANCE, WORKER_HASH, key_of, unit_of
 from oz_worker.cluster import Object
-from oz_worker.model import Key
 
 
 class Whose:
@@ -30,14 +29,15 @@ class Whose:
         """Whether it is the Job of exactly this unit."""
         return self.is_ours(job) and unit_of(job) == unit.name
 
-    def may_replace(self, job: Object, key: Key) -> bool:
-        """Whether a new Job may take its name: nobody works on it any more, and it is ours or the old worker's.
+    def may_replace(self, job: Object, unit: Unit) -> bool:
+        """Whether the Job of *unit* may take its name: nobody works on it any more, and it is ours or the old worker's.
 
         `oz-agent-worker` left Jobs without the label of an instance. One that still runs is left alone unless it is an
         earlier attempt of the very task.
         """
         if self.is_ours(job):
-            return not self._living(unit_of(job)) and (is_over(job) or key_of(job) == key)
+            free = unit_of(job) == unit.name or not self._living(unit_of(job))
+            return free and (is_over(job) or key_of(job) == unit.key)
         return not label(job, INSTANCE) and label(job, WORKER_HASH) == self._worker_hash and is_over(job)
 
     def owner(self, job: Object) -> str:

@@ -10,8 +10,8 @@ import pytest
 
 from oz_worker.backends.job_object import WORKER_ID
 from oz_worker.devplane.server import ControlPlane
-from tests.cluster.cluster import Cluster
-from tests.cluster.fixtures import back_to
+from tests.cluster.cluster import Cluster, Tls
+from tests.cluster.fixtures import OwnCluster, back_to
 from tests.cluster.resources import JOBS, PODS
 from tests.kubernetes.kubernetes_site import KubernetesSite, add_images, options_for
 from tests.rig import Rig, until
@@ -21,6 +21,14 @@ from tests.rig import Rig, until
 def site(tmp_path: Path, cluster: Cluster) -> Iterator[KubernetesSite]:
     """A kubernetes backend over a cluster of its own; at its end the base count must hold."""
     site = KubernetesSite(tmp_path, cluster)
+    yield site
+    site.close()
+
+
+@pytest.fixture
+def guarded(tmp_path: Path, own_cluster: OwnCluster, certificates: Any) -> Iterator[KubernetesSite]:
+    """The same over a cluster that speaks TLS, and therefore knows who asks: `allow` says what its worker may do."""
+    site = KubernetesSite(tmp_path, own_cluster(tls=Tls(certificates.server, certificates.ca_file)))
     yield site
     site.close()
 
@@ -84,9 +92,7 @@ class KubernetesRig(Rig):
         ]
         assert left == []
         self.close()
-        until(
-            lambda: self.cluster.census() == self.before, f"the base count: {self.cluster.census()}, not {self.before}"
-        )
+        back_to(self.cluster, self.before)
         assert self.cluster.mistakes == []
 
 

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import os
+import shutil
+import threading
 from pathlib import Path
 from typing import Any, Mapping
 
 from oz_worker.backends.base import Unit
 from oz_worker.backends.job_object import UNIT, job_name
 from oz_worker.backends.kubernetes import Kubernetes
-from oz_worker.model import Key, TaskSpec, unit_name
+from oz_worker.errors import OzWorkerError
+from oz_worker.model import ExitFacts, Key, TaskSpec, unit_name
 from oz_worker.settings import KubernetesOptions
+from tests.cluster.access import Rule
 from tests.cluster.cluster import Cluster
 from tests.cluster.fixtures import back_to
 from tests.cluster.images import BUSYBOX
 from tests.cluster.resources import JOBS, PODS
 from tests.containers.docker_site import ARGV, FORWARD
 from tests.engines.images import ENTRYPOINT, OZ_PROGRAM
-from tests.hosting import INSTANCE
+from tests.hosting import INSTANCE, PATIENCE, written
 
 WORKER = "site-worker"
 AGENT = "oz-test/agent:1"
@@ -108,6 +112,34 @@ class KubernetesSite:
         self.units.append(unit)
         return unit
 
+    def started(self, backend: Kubernetes, script: str, **more: Any) -> Unit:
+        """A unit whose agent runs."""
+        up = self.root / f"up-{len(self.units)}"
+        unit = self.unit(f"echo up > {up}; {script}", **more)
+        backend.prepare(unit)
+        backend.start(unit)
+        written(up)
+        return unit
+
+    def go(self, name: str) -> str:
+        """Shell that waits for `let(name)`."""
+        return f"while [ ! -e {self.root}/{name} ]; do sleep 0.05; done"
+
+    def let(self, name: str) -> None:
+        """Let an agent go on that waits for *name*."""
+        (self.root / name).touch()
+
+    def allow(self, *rules: Rule) -> str:
+        """The path of a kubeconfig with a new token that may do this and no more; needs a cluster that speaks TLS."""
+        return str(self.cluster.write_kubeconfig(self.cluster.token(*rules)))
+
+    def fake_kubectl(self, body: str) -> str:
+        """A `kubectl` that runs *body* in sh first, and then the real one, `$REAL`, if *body* gets to its end."""
+        path = self.root / f"kubectl-{len(list(self.root.glob('kubectl-*')))}"
+        path.write_text(f'#!/bin/sh\nREAL={shutil.which("kubectl")}\n{body}\nexec "$REAL" "$@"\n')
+        path.chmod(0o755)
+        return str(path)
+
     def job(self, unit: Unit) -> dict[str, Any] | None:
         """The unit's Job as the cluster has it."""
         found = self.jobs()
@@ -135,3 +167,32 @@ class KubernetesSite:
             self.cluster.api.delete(JOBS, "default", job["metadata"]["name"], {"propagationPolicy": "Foreground"})
         back_to(self.cluster, self.before)
         assert self.cluster.mistakes == []
+
+
+class Starting(threading.Thread):
+    """A task's thread that prepares and starts a unit."""
+
+    def __init__(self, backend: Kubernetes, unit: Unit) -> None:
+        super().__init__(daemon=True)
+        self.backend, self.unit = backend, unit
+        self.error: OzWorkerError | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.backend.prepare(self.unit)
+            self.backend.start(self.unit)
+        except OzWorkerError as error:
+            self.error = error
+
+    def over(self) -> None:
+        """Block until it has started, or given up."""
+        self.join(PATIENCE * 2)
+        assert not self.is_alive()
+
+
+def ended(unit: Unit) -> ExitFacts:
+    """The facts of a unit's end, waited for."""
+    unit.wait_for_end_or_stop(PATIENCE * 4)
+    assert unit.facts is not None, "it did not end"
+    return unit.facts

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, NamedTuple
+from types import MappingProxyType
+from typing import Any, Callable, Mapping, NamedTuple
 
 import pytest
 
 from oz_worker.backends.base import Unit
 from oz_worker.backends.kubernetes import Kubernetes
-from oz_worker.model import ExitFacts, Reason
+from oz_worker.model import Reason
 from tests.hosting import eventually
-from tests.kubernetes.kubernetes_site import KubernetesSite, pod_template
+from tests.kubernetes.kubernetes_site import KubernetesSite, ended
 
-PATIENCE = 90.0
 SOON = {"unschedulable_timeout": 2.0, "volume_mount_timeout": 3.0, "image_pull_timeout": 3.0}
 """How long each may last, where the configuration can say it."""
 FOREVER = "echo up; while :; do sleep 0.1; done"
@@ -26,8 +26,8 @@ class Case(NamedTuple):
     script: str = FOREVER
     code: int | None = None
     ran: bool = True
-    options: dict[str, Any] = {}
-    spec: dict[str, Any] = {}
+    options: Mapping[str, Any] = MappingProxyType({})
+    spec: Mapping[str, Any] = MappingProxyType({})
     begin: Callable[[KubernetesSite], Any] = lambda site: None
     then: Callable[[KubernetesSite, str], Any] | None = None
 
@@ -37,21 +37,6 @@ def started(site: KubernetesSite, backend: Kubernetes, script: str, **spec: Any)
     backend.prepare(unit)
     backend.start(unit)
     return unit
-
-
-def ended(unit: Unit) -> ExitFacts:
-    unit.wait_for_end_or_stop(PATIENCE)
-    assert unit.facts is not None, "it did not end"
-    return unit.facts
-
-
-def template(site: KubernetesSite, **more: Any) -> dict[str, Any]:
-    return pod_template(site.root, **more)
-
-
-def task_container(site: KubernetesSite, **more: Any) -> dict[str, Any]:
-    made = pod_template(site.root)
-    return {**made, "containers": [{**made["containers"][0], **more}]}
 
 
 def no_pods(site: KubernetesSite) -> None:
@@ -64,7 +49,10 @@ QUICK = {
     "code": Case(Reason.CONTAINER_EXIT, "exit code 7", "exit 7", 7),
     "signal": Case(Reason.CONTAINER_EXIT, "SIGKILL", "kill -KILL $$", 137),
     "oom": Case(
-        Reason.CONTAINER_OOM, "memory", code=137, then=lambda site, pod: site.cluster.faults.out_of_memory("default", pod)
+        Reason.CONTAINER_OOM,
+        "memory",
+        code=137,
+        then=lambda site, pod: site.cluster.faults.out_of_memory("default", pod),
     ),
     "evicted": Case(
         Reason.EVICTED,
@@ -84,9 +72,7 @@ QUICK = {
     "pod deleted": Case(
         Reason.JOB_FAILED, "removed from outside", then=lambda site, pod: site.cluster.faults.delete_pod("default", pod)
     ),
-    "deadline": Case(
-        Reason.ACTIVE_DEADLINE, "activeDeadlineSeconds", options={"active_deadline_seconds": 3}
-    ),
+    "deadline": Case(Reason.ACTIVE_DEADLINE, "activeDeadlineSeconds", options={"active_deadline_seconds": 3}),
     "no such image": Case(
         Reason.IMAGE_PULL, "nothing:1", ran=False, spec={"docker_image": "registry.example/nothing:1"}
     ),
