@@ -158,7 +158,9 @@ def test_a_job_whose_pod_is_refused_says_why_and_heals(cause: str, cluster: Clus
     pod: Json = {}
     if cause == "account":
         pod = {"serviceAccountName": "robot"}
-        part = 'Error creating: pods "a-" is forbidden: error looking up service account default/robot: serviceaccount "robot" not found'
+        part = (
+            'pods "a-" is forbidden: error looking up service account default/robot: serviceaccount "robot" not found'
+        )
     elif cause == "quota":
         cluster.add_quota("default", pods="0")
         part = "is forbidden: exceeded quota: quota, requested: pods=1, used: pods=0, limited: pods=0"
