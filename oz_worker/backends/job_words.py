@@ -116,7 +116,7 @@ def refused_by_node(pod: Pod) -> ExitFacts:
 
 def over_deadline(job: Job, pod: Pod | None, code: int | None, waiting: str) -> ExitFacts:
     """Facts of a Job, or a pod, that was ended at its `activeDeadlineSeconds`."""
-    still = f" It was still waiting then: {waiting}" if waiting else ""
+    still = f" It was still waiting then:{said(waiting)}" if waiting else ""
     detail = (
         f"The {job.place} ran longer than its activeDeadlineSeconds and was ended; give the task less to do, or raise"
         f" backend.kubernetes.active_deadline_seconds.{still}"
