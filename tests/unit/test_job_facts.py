@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Mapping, NamedTuple, Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oz_worker.backends import job_facts
@@ -180,7 +180,7 @@ ENDS: dict[str, Case] = {
         (over(state(code=3)),),
         Reason.CONTAINER_EXIT,
         3,
-        ("container task of pod ns/p ended with exit code 3", "output says why"),
+        ("container task of pod ns/p ended with exit code 3", "output says why."),
     ),
     "exit with words": Case(
         FAILED,
@@ -230,7 +230,7 @@ ENDS: dict[str, Case] = {
         (over(CREATING, inits={"copy-sidecar-0": state(code=137, reason="OOMKilled")}),),
         Reason.INIT_CONTAINER,
         137,
-        ("copy of the sidecar image side:1", "ran out of memory", "/bin/sh and cp", "use_image_volumes"),
+        ("copy of the sidecar image side:1", "ran out of memory and was killed", "/bin/sh and cp", "use_image_volumes"),
         ran=False,
     ),
     "a native sidecar's code decides nothing": Case(
@@ -766,6 +766,7 @@ ODD = st.recursive(
 OBJECT = st.dictionaries(NAMES, ODD, max_size=4)
 
 
+@settings(deadline=None)
 @given(job=st.none() | OBJECT, pods=st.lists(OBJECT, max_size=2), events=st.lists(OBJECT, max_size=2))
 def test_no_object_of_a_server_makes_a_verdict_fail(job: Thing | None, pods: list[Thing], events: list[Thing]) -> None:
     waits = NO_WAITS
@@ -782,6 +783,7 @@ TASK_STATES = st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(
     task=TASK_STATES,
     phase=st.sampled_from(["Pending", "Running", "Succeeded", "Failed", "Unknown"]),
