@@ -14,7 +14,7 @@ from oz_worker.model import ExitFacts, Reason
 
 _SAID = 600
 """How much of what the cluster says is repeated."""
-_LOG = "its last output says why"
+_LOG = "Its last output says why"
 _HINTS = {
     126: f", which is what a shell says when {ENTRYPOINT} or its interpreter cannot be run in this image",
     127: f", which is what a shell says when {ENTRYPOINT} or its interpreter is not in this image",
@@ -57,7 +57,7 @@ def ended(pod: Pod, container: Container, end: End) -> ExitFacts:
             " or the container task of pod_template a larger limit."
         )
         return ExitFacts(code=end.code, reason=Reason.CONTAINER_OOM, detail=detail, oom=True)
-    detail = f"{where} ended with exit code {_code(end)};{said(end.message)} {_LOG}."
+    detail = f"{where} ended with exit code {_code(end)}.{said(end.message)} {_LOG}."
     return ExitFacts(code=end.code, reason=Reason.CONTAINER_EXIT, detail=detail)
 
 
@@ -67,15 +67,15 @@ def init_failed(pod: Pod, container: Container, end: End) -> ExitFacts:
     if container.name.startswith(COPY):
         what = f"The copy of the sidecar image {container.image}"
         cure = (
-            "the image must have /bin/sh and cp, and the node room for its files; else set"
+            "The image must have /bin/sh and cp, and the node room for its files; else set"
             " backend.kubernetes.use_image_volumes, which needs neither"
         )
     elif container.name.startswith(SETUP):
         what = "setup_command"
-    memory = " because it ran out of memory" if end.reason == "OOMKilled" else ""
-    verb = "ended with exit code" if end.ran else "could not be started, exit code"
-    detail = f"{what} in {pod.place} {verb} {_code(end)}{memory};{said(end.message)} {cure}."
-    return ExitFacts(code=end.code, reason=Reason.INIT_CONTAINER, detail=detail, agent_started=False, oom=bool(memory))
+    oom = end.reason == "OOMKilled"
+    verb = "ran out of memory and was killed" if oom else f"ended with exit code {_code(end)}"
+    detail = f"{what} in {pod.place} {verb if end.ran else 'could not be started'}.{said(end.message)} {cure}."
+    return ExitFacts(code=end.code, reason=Reason.INIT_CONTAINER, detail=detail, agent_started=False, oom=oom)
 
 
 def disrupted(pod: Pod) -> bool:
@@ -98,7 +98,7 @@ def evicted(pod: Pod, code: int | None) -> ExitFacts:
 def lost(pod: Pod) -> ExitFacts:
     """Facts of a pod that was to go and of whose end nobody tells: its node is silent."""
     detail = (
-        f"The {pod.place} was removed, and the node {pod.node or 'it ran on'} does not say that it ended; the node is"
+        f"The {pod.place} was to go, and the node {pod.node or 'it ran on'} does not say that it ended; the node is"
         f" probably lost.{said(pod.condition('DisruptionTarget').message)} Look at the node, then run the task again."
     )
     remains = f"{pod.place} on the node {pod.node or 'it ran on'}"
@@ -108,7 +108,7 @@ def lost(pod: Pod) -> ExitFacts:
 def refused_by_node(pod: Pod) -> ExitFacts:
     """Facts of a pod that was placed on a node which did not take it."""
     detail = (
-        f"The node {pod.node} refused the {pod.place} ({pod.reason});{said(pod.message)} Look at what the node has"
+        f"The node {pod.node} refused the {pod.place} ({pod.reason}).{said(pod.message)} Look at what the node has"
         " free, then run the task again."
     )
     return ExitFacts(reason=Reason.UNSCHEDULABLE, detail=detail)
@@ -116,7 +116,7 @@ def refused_by_node(pod: Pod) -> ExitFacts:
 
 def over_deadline(job: Job, pod: Pod | None, code: int | None, waiting: str) -> ExitFacts:
     """Facts of a Job, or a pod, that was ended at its `activeDeadlineSeconds`."""
-    still = f" It was still waiting then: {waiting}" if waiting else ""
+    still = f" It was still waiting then:{said(waiting)}" if waiting else ""
     detail = (
         f"The {job.place} ran longer than its activeDeadlineSeconds and was ended; give the task less to do, or raise"
         f" backend.kubernetes.active_deadline_seconds.{still}"
@@ -128,10 +128,8 @@ def over_deadline(job: Job, pod: Pod | None, code: int | None, waiting: str) -> 
 
 def removed_pod(pod: Pod, code: int | None) -> ExitFacts:
     """Facts of a pod that somebody removed while its agent ran."""
-    detail = (
-        f"The {pod.place} was removed from outside before the agent had ended; look at what it had pushed, then run the"
-        " task again."
-    )
+    before = "begun; run" if pod.agent_never_began else "ended; look at what it had pushed, then run"
+    detail = f"The {pod.place} was removed from outside before the agent had {before} the task again."
     return ExitFacts(code=code, reason=Reason.JOB_FAILED, detail=detail)
 
 

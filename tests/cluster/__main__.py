@@ -1,4 +1,4 @@
-"""A cluster for use by hand: `python -m tests.cluster --port 0` prints the path of its kubeconfig and runs until Ctrl-C."""
+"""A cluster for use by hand: `python -m tests.cluster` prints the path of its kubeconfig and runs until Ctrl-C."""
 
 from __future__ import annotations
 

@@ -95,6 +95,8 @@ class Api:
                 cause = Cause(f"{field}.containers", "FieldValueRequired", "Required value")
                 raise invalid(resource, obj["metadata"].get("name", ""), [cause])
             (defaults.pod if resource == PODS else defaults.job)(obj)
+            if resource == JOBS and not self.schemas.has("io.k8s.api.batch.v1.JobSpec", "podReplacementPolicy"):
+                obj["spec"].pop("podReplacementPolicy", None)
             if not self._image_volumes:
                 admission.drop_image_volumes(template["spec"])
         elif resource == SECRETS:
@@ -250,7 +252,7 @@ class Api:
     def record(
         self, about: Resource, obj: Json, kind: str, reason: str, message: str, source: str, **more: str
     ) -> None:
-        """Write an event about *obj*; with `series`, count up the one that says the same. `host`, `path`: of the event."""
+        """Write an event about *obj*, with *more* host and path, or (series) count up the one that says the same."""
         meta = obj["metadata"]
         namespace = meta.get("namespace", "default")
         target = {

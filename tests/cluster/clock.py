@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import re
+
+_FRACTION = re.compile(r"\.\d+")
 
 
 def now() -> str:
@@ -17,4 +20,6 @@ def stamp(seconds: float) -> str:
 
 def seconds(text: str) -> float:
     """The time that a field means, in seconds since 1970."""
-    return datetime.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+    whole = _FRACTION.sub("", text).replace("Z", "+00:00")
+    fraction = _FRACTION.search(text)
+    return datetime.datetime.fromisoformat(whole).timestamp() + (float(fraction[0]) if fraction else 0.0)

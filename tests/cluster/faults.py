@@ -15,6 +15,8 @@ from tests.cluster.store import Store
 from tests.cluster.watching import Watch
 
 _SAID = {
+    401: ("Unauthorized", "Unauthorized"),
+    410: ("Expired", "too old resource version: 1 (1000)"),
     429: ("TooManyRequests", "the server has received too many requests and has asked us to try again later"),
     500: ("InternalError", "Internal error occurred: etcdserver: request timed out"),
     503: ("ServiceUnavailable", "the server is currently unable to handle the request"),

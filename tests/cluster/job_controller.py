@@ -37,7 +37,8 @@ class JobController:
         self._api = api
         self._loop = loop
         self._back_off = back_off
-        self._two_steps = tuple(int(part) for part in release.split(".")) >= (1, 31)
+        self._release = tuple(int(part) for part in release.split("."))
+        self._two_steps = self._release >= (1, 31)
         """Whether the end is announced (FailureTarget, SuccessCriteriaMet) before it is declared."""
         self._timers: dict[tuple[Place, str], Timer] = {}
         self._pods: dict[str, dict[Place, Json]] = {}
@@ -62,14 +63,14 @@ class JobController:
         for table in tables:
             table.pop(job["metadata"]["uid"], None)
         for pod in list(self._pods.get(job["metadata"]["uid"], {}).values()):
-            self._release(pod)
+            self._let_go(pod)
 
     def _see(self, change: Change) -> None:
         pod = change.object
         owner = next((row for row in pod["metadata"].get("ownerReferences") or () if row.get("controller")), None)
         if owner is None or owner["kind"] != "Job":
             if TRACKING in (pod["metadata"].get("finalizers") or ()) and change.type != "DELETED":
-                self._release(pod)  # disowned: nobody counts it
+                self._let_go(pod)  # disowned: nobody counts it
             for owned in self._pods.values():
                 owned.pop(place_of(pod), None)
             return
@@ -84,11 +85,11 @@ class JobController:
             self._sync(place)
         else:
             if change.type != "DELETED":
-                self._release(pod)
+                self._let_go(pod)
             if not owned:
                 self._pods.pop(owner["uid"], None)
 
-    def _release(self, pod: Json) -> None:
+    def _let_go(self, pod: Json) -> None:
         """Take our finalizer off a pod that is counted, or whose Job is gone."""
 
         def without(new: Json) -> None:
@@ -120,7 +121,7 @@ class JobController:
         pods = self._owned(job)
         if job["metadata"].get("deletionTimestamp"):
             for pod in pods:
-                self._release(pod)
+                self._let_go(pod)
             return
         if is_finished(job):
             self._after_the_end(place, job, pods)
@@ -129,7 +130,7 @@ class JobController:
         self._decide(place, job, pods)
         for pod in pods:
             if _is_over(pod) or _has_failed(pod):
-                self._release(pod)
+                self._let_go(pod)
 
     def _count(self, job: Json, pods: list[Json]) -> None:
         """Fill in the status: ends that are new are counted once, by the finalizer that they still carry."""
@@ -152,7 +153,9 @@ class JobController:
         active = [pod for pod in pods if not _is_over(pod) and not pod["metadata"].get("deletionTimestamp")]
         status["active"] = len(active)
         status["ready"] = sum(conditions.holds(pod, "Ready") for pod in active)
-        status["terminating"] = sum(1 for pod in pods if pod["metadata"].get("deletionTimestamp") and not _is_over(pod))
+        if self._release >= (1, 28):
+            leaving = [pod for pod in pods if pod["metadata"].get("deletionTimestamp") and not _is_over(pod)]
+            status["terminating"] = len(leaving)
         status["uncountedTerminatedPods"] = {}
 
     def _decide(self, place: Place, job: Json, pods: list[Json]) -> None:
@@ -290,7 +293,7 @@ class JobController:
 
     def _after_the_end(self, place: Place, job: Json, pods: list[Json]) -> None:
         for pod in pods:
-            self._release(pod)
+            self._let_go(pod)
         self._delete_active(job, pods)
         ttl = job["spec"].get("ttlSecondsAfterFinished")
         if ttl is None:

@@ -139,8 +139,9 @@ class PodRun:
             return
         self.stopping = True
         self._until = time.monotonic() + float(self.spec["terminationGracePeriodSeconds"])
-        for run in self.main:
-            run.stop(0)  # never begun, after an init container that failed
+        for run in self.runs:
+            if not run.sidecar:
+                run.stop(0)  # never begun, after an init container that failed
         self._stop_sidecars()
 
     # To the end

@@ -1,11 +1,11 @@
 """The container runtime: starts processes in a root, pids and a host name of their own, and keeps what they print.
 
-usage: unshare --mount --pid --fork --kill-child --mount-proc python -I -S runtime.py STAGE
+usage: unshare --mount --pid --fork --kill-child --mount-proc python -I -S runtime.py PLACE/stage
 
 Reads one JSON object a line from stdin and answers with such lines on stdout. The end of stdin means that the cluster
-is closed or was killed: then everything ends. When this process is killed, the kernel ends the namespace. One thread;
-a container's first process is made by clone(2), so that it is number 1 in its namespace and takes all others with it.
-Only the standard library: it is run as a program, outside the package.
+is closed or was killed: then everything ends and PLACE is removed. When this process is killed, the kernel ends the
+namespace. One thread; a container's first process is made by clone(2), so that it is number 1 in its namespace and
+takes all others with it. Only the standard library: it is run as a program, outside the package.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import select
+import shutil
 import signal
 import sys
 import time
@@ -316,6 +317,7 @@ def main(stage: str) -> None:
     with contextlib.suppress(ChildProcessError):
         while True:
             os.waitpid(-1, 0)
+    shutil.rmtree(os.path.dirname(stage), ignore_errors=True)  # the other side may have been killed
 
 
 if __name__ == "__main__":

@@ -73,6 +73,10 @@ class Schemas:
     def knows(self, definition: str) -> bool:
         return definition in self._known
 
+    def has(self, definition: str, field: str) -> bool:
+        """Whether a kind has this field in this version."""
+        return field in self._known[definition]["properties"]
+
     def merge_key(self, definition: str, field: str) -> tuple[str, str]:
         """How a strategic patch treats a list or object: its strategy and the key of a list, and "" for none."""
         schema = self._known.get(definition, {}).get("properties", {}).get(field, {})

@@ -99,7 +99,9 @@ def test_bookmarks_come_when_allowed_and_the_time_ends_cleanly(own_cluster: OwnC
     version = settled(cluster, "a")
     kubectl = Kubectl(cluster.kubeconfig, tmp_path)
     for allowed in ("true", "false"):
-        stream = Stream(kubectl, tmp_path, {"resourceVersion": version, "timeoutSeconds": 2, "allowWatchBookmarks": allowed})
+        stream = Stream(
+            kubectl, tmp_path, {"resourceVersion": version, "timeoutSeconds": 2, "allowWatchBookmarks": allowed}
+        )
         assert stream.process.wait(60) == 0
         assert stream.err.read_text() == ""
         assert {row["type"] for row in stream.rows} == ({"BOOKMARK"} if allowed == "true" else set())

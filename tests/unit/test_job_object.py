@@ -8,7 +8,7 @@ from typing import Any, Mapping
 
 import kubernetes_validate
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oz_worker.backends import job_object
@@ -144,6 +144,7 @@ def test_the_name_of_a_job(key: Key, name: str) -> None:
 ANY_TEXT = st.text(max_size=120)
 
 
+@settings(deadline=None)
 @given(task=ANY_TEXT, execution=ANY_TEXT, worker=ANY_TEXT, instance=st.from_regex(r"[a-z0-9-]{1,40}", fullmatch=True))
 def test_names_and_labels_are_always_valid_and_ids_come_back(
     task: str, execution: str, worker: str, instance: str
@@ -161,6 +162,7 @@ def test_names_and_labels_are_always_valid_and_ids_come_back(
     assert dict(part.split("=") for part in wanted.split(",")).items() <= found.items()
 
 
+@settings(deadline=None)
 @given(st.lists(st.from_regex(r"[a-z0-9-]{1,40}", fullmatch=True), min_size=2, max_size=2, unique=True))
 def test_two_instances_never_select_each_other_s(instances: list[str]) -> None:
     one, other = (job_object.selector(worker_id="w", instance=instance) for instance in instances)
@@ -471,11 +473,13 @@ def expanded(text: str, known: Mapping[str, str]) -> str:
 SIGNS = st.text(st.sampled_from("$()AB {}\\'\"\nü"), max_size=30)
 
 
+@settings(deadline=None)
 @given(SIGNS | st.text())
 def test_an_escaped_text_arrives_literally(text: str) -> None:
     assert expanded(escaped(text), {"A": "wrong", "B": "wrong", "": "wrong"}) == text
 
 
+@settings(deadline=None)
 @given(argv=st.lists(SIGNS, max_size=4), values=st.dictionaries(st.sampled_from("ABCD"), SIGNS), hide=st.booleans())
 def test_what_a_container_is_given_is_what_was_meant(argv: list[str], values: dict[str, str], hide: bool) -> None:
     options = KubernetesOptions(env_in_secret=hide, setup_command="s $$ $(A)")
