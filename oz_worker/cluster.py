@@ -36,7 +36,7 @@ _INVALID = re.compile(r"The \S+(?: \"[^\"]*\")? is invalid: (?P<said>.*)", re.DO
 _UNAUTHORIZED = re.compile(r"You must be logged in to the server|the server has asked for the client to provide cred")
 _PASSING = re.compile(
     r"(?i)etcdserver|rpc error|time(d )?out|deadline exceeded|has prevented the request from succeeding|unavailable"
-    r"|too many requests|connection (refused|reset)|EOF|overloaded|leader"
+    r"|too many requests|bad gateway|connection (refused|reset)|EOF|overloaded|leader"
 )
 """Words of a server's error without a known reason that say: ask again."""
 _NOISE = re.compile(r"^([IWE]\d{4} |Unhandled Error|Warning: )")

@@ -17,6 +17,7 @@ from oz_worker.backends.job_object import unit_of
 from oz_worker.backends.job_waits import Limits
 from oz_worker.backends.job_whose import is_over
 from oz_worker.cluster import Cluster, ClusterError, Object
+from oz_worker.model import ExitFacts
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,8 @@ EVENTS_SECONDS = 5.0
 _FEW = 4
 """The events of so many things are asked for one by one; of more, those of the whole namespace are."""
 _EVENT_PAGES = 6
+CATCH_UP_SECONDS = 3.0
+"""How long a Job that failed and is gone waits for what the watch of pods has to tell."""
 _FAR = float("inf")
 
 
@@ -41,8 +44,14 @@ class Card:
         self.look_at = _FAR
         self.wants_events = False
         self.asked_at = _FAR  # what began to be listed after this is fresh enough for a verdict that ends something
-        self.gone = False
+        self.asks = False  # a list is to be asked for
+        self.gone_at = _FAR  # from then on it does not exist any more
         self.judged = False  # its verdict is spoken
+
+    @property
+    def gone(self) -> bool:
+        """Whether the Job is proven not to exist any more, and therefore nothing of it."""
+        return self.gone_at < _FAR
 
     @property
     def existed(self) -> bool:
@@ -210,25 +219,41 @@ class Board:
             card.unit.notify()  # who ends what it still runs waits for this
             return
         with self._lock:
-            if card.job is None or not card.uid:  # before its uid is known, it may be an earlier Job of this unit
-                card.look_at = _FAR
-                return
-            fresh = min(self._began.values()) >= card.asked_at
-            if job_facts.has_failed(card.job) and not card.pods and not fresh:
-                verdict = job_facts.Verdict(None, card.waits, wants_fresh=True)  # its pod tells more, if there was one
-            else:
-                verdict = self._verdict(card, card.job, fresh)
-            card.waits, card.wants_events, card.look_at = verdict.waits, verdict.wants_events, verdict.look_at
-            card.judged = verdict.facts is not None
-            asks = verdict.wants_fresh and card.asked_at == _FAR
-            if verdict.wants_fresh:
-                card.asked_at, card.look_at = min(card.asked_at, time.monotonic()), _FAR
-            else:
-                card.asked_at = _FAR
-        if verdict.facts is not None:
-            card.unit.ended(verdict.facts)
+            facts = self._of_vanished(card) if card.gone else self._of_existing(card)
+            card.judged = facts is not None
+            asks, card.asks = card.asks, False
+        if facts is not None:
+            card.unit.ended(facts)
         if asks:
             self._look()
+
+    def _of_existing(self, card: Card) -> ExitFacts | None:
+        """Requires holding the lock."""
+        if card.job is None or not card.uid:  # before its uid is known, it may be an earlier Job of this unit
+            card.look_at = _FAR
+            return None
+        fresh = min(self._began.values()) >= card.asked_at
+        if job_facts.has_failed(card.job) and not card.pods and not fresh:
+            verdict = job_facts.Verdict(None, card.waits, wants_fresh=True)  # its pod tells more, if there was one
+        else:
+            verdict = self._verdict(card, card.job, fresh)
+        card.waits, card.wants_events, card.look_at = verdict.waits, verdict.wants_events, verdict.look_at
+        if verdict.wants_fresh:
+            card.asks = card.asked_at == _FAR
+            card.asked_at, card.look_at = min(card.asked_at, time.monotonic()), _FAR
+        else:
+            card.asked_at = _FAR
+        return verdict.facts
+
+    def _of_vanished(self, card: Card) -> ExitFacts | None:
+        """Requires holding the lock. The watch of its pods may not have told of their end yet."""
+        late = (
+            card.job is not None and job_facts.has_failed(card.job) and all(map(job_facts.is_alive, card.pods.values()))
+        )
+        if late and time.monotonic() < card.gone_at + CATCH_UP_SECONDS:
+            card.look_at = card.gone_at + CATCH_UP_SECONDS
+            return None
+        return job_facts.vanished(card.job, tuple(card.pods.values()))
 
     def _verdict(self, card: Card, job: Object, fresh: bool) -> job_facts.Verdict:
         owners = [job, *card.pods.values()]
@@ -238,9 +263,8 @@ class Board:
 
     def _vanished(self, card: Card) -> None:
         with self._lock:
-            card.gone = card.judged = True
-            facts = job_facts.vanished(card.job, tuple(card.pods.values()))
-        card.unit.ended(facts)  # an end that is known already stays
+            card.gone_at = min(card.gone_at, time.monotonic())
+        self._judge(card)  # an end that is known already stays
         card.unit.notify()
 
     def _read_events(self) -> None:

@@ -26,7 +26,8 @@ from oz_worker.timing import Deadline, backoff
 
 logger = logging.getLogger(__name__)
 
-KINDS = ("jobs", "pods")
+KINDS = ("pods", "jobs")
+"""In this order: a Job follows from its pods, so what they tell is read first."""
 SILENT_SECONDS = 150.0
 """Without a line for so long, bookmarks included, a watch is dead: the server sends one about every minute."""
 POLL_SECONDS, IDLE_POLL_SECONDS = 5.0, 60.0
@@ -93,14 +94,22 @@ class JobWatch:
     """Thread `jobs`: owned by the backend, ended by `stop`; blocks in `poll` on both streams and two wakers, and in
     lists, each bounded by the cluster's timeout and ended by `stop`.
 
-    `look` may be called from any thread.
+    `look` and `wake` may be called from any thread.
     """
 
-    def __init__(self, cluster: Cluster, selector: str, ears: Ears, on_death: threads.OnDeath) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        selector: str,
+        ears: Ears,
+        on_death: threads.OnDeath,
+        silent_seconds: float = SILENT_SECONDS,
+    ) -> None:
         self._cluster = cluster
         self._selector = selector
         self._ears = ears
         self._on_death = on_death
+        self._patience = silent_seconds
         self._streams = [_Stream(kind) for kind in KINDS]
         self._waker = Waker()  # something is to be looked at
         self._leave = Waker()  # the thread is to end, also out of a list
@@ -161,7 +170,7 @@ class JobWatch:
         if self._stopping.is_set() or time.monotonic() < stream.next_at:
             return
         if stream.child is not None:
-            logger.info("the watch of %s has said nothing for %d s; listing anew", stream.kind, SILENT_SECONDS)
+            logger.info("the watch of %s has said nothing for %g s; listing anew", stream.kind, self._patience)
             stream.end()
             stream.version = ""
         try:
@@ -196,7 +205,7 @@ class JobWatch:
         os.set_blocking(stream.child.stderr, False)
         stream.lines = Lines(stream.child.stdout, _LONGEST_LINE)
         stream.began = time.monotonic()
-        stream.next_at = stream.began + SILENT_SECONDS
+        stream.next_at = stream.began + self._patience
 
     def _say_how_it_is(self) -> None:
         """One of the two that fails is enough to make what we know of a Job half of it."""
@@ -235,7 +244,7 @@ class JobWatch:
             self._over(stream)
             return
         for line in fresh:
-            stream.next_at = time.monotonic() + SILENT_SECONDS
+            stream.next_at = time.monotonic() + self._patience
             try:
                 self._event(stream, line)
             except ClusterError as error:
