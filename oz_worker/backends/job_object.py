@@ -30,6 +30,8 @@ _DEFAULT_CONTAINER = "kubectl.kubernetes.io/default-container"
 _PREFLIGHT_RESOURCES = {"requests": {"cpu": "10m", "memory": "16Mi"}, "limits": {"cpu": "100m", "memory": "64Mi"}}
 _PREFLIGHT_VOLUME, _PREFLIGHT_PATH = "preflight-image", "/mnt/oz-preflight"
 _PREFLIGHT_TTL_SECONDS = 300
+_PREFLIGHT_SPARE_SECONDS = 30
+"""The worker itself ends it at its time, and knows better why; this is for one that was killed."""
 _LONGEST_NAME, _LONGEST_LABEL = 63, 63
 _EXECUTION_PART = 8
 _LONGEST_ID = 4096
@@ -178,7 +180,7 @@ def preflight_job(options: KubernetesOptions, *, worker_id: str, instance: str, 
         labels(options, worker_id=worker_id, instance=instance, key=None, role=ROLE_PREFLIGHT),
         annotations_for(options, worker_id=worker_id, key=None),
         pod,
-        deadline=math.ceil(options.preflight_timeout) + 1,
+        deadline=math.ceil(options.preflight_timeout) + _PREFLIGHT_SPARE_SECONDS,
         ttl=_PREFLIGHT_TTL_SECONDS,
     )
 

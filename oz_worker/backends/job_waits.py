@@ -40,11 +40,18 @@ _MOUNTS_DONE = "PodReadyToStartContainers"
 
 
 class Limits(NamedTuple):
-    """How long each may last, in seconds; 0 is for ever."""
+    """How long each may last, in seconds; for the first three, which the configuration says, 0 is for ever."""
 
     unschedulable: float
     volume_mount: float
     image_pull: float
+    definite: float = DEFINITE_SECONDS
+    crashing: float = CRASHING_SECONDS
+    outage: float = OUTAGE_SECONDS
+
+    def within(self, seconds: float) -> Limits:
+        """The same where nothing may last longer than *seconds*."""
+        return Limits(*(min(limit, seconds) if limit else seconds for limit in self))
 
     @classmethod
     def of(cls, options: KubernetesOptions) -> Limits:
@@ -83,11 +90,11 @@ def of_job(job: Job, events: Sequence[Event], limits: Limits) -> Iterator[Wait]:
         yield Wait("job:quota", limits.unschedulable or None, Reason.UNSCHEDULABLE, what, refused, cure)
         return
     cure = "Let the namespace's admission accept such pods, or change pod_template to what it accepts"
-    limit = DEFINITE_SECONDS
+    limit = limits.definite
     if "serviceaccount" in refused:
         cure = "Make that service account, or name another one in pod_template"
     elif "failed calling webhook" in refused or (_PERHAPS.search(refused) and "denied" not in refused):
-        limit = OUTAGE_SECONDS
+        limit = limits.outage
         cure = "Get what the API server asks there to work again"
     yield Wait("job:refused", limit, Reason.JOB_CREATE, what, refused, cure)
 
@@ -127,7 +134,7 @@ def _unscheduled(pod: Pod, limits: Limits) -> Iterator[Wait]:
     )
     limit = limits.unschedulable
     if not scheduled.status:
-        what, limit = f"No scheduler looked at the {pod.place}", limit and max(limit, DEFINITE_SECONDS)
+        what, limit = f"No scheduler looked at the {pod.place}", limit and max(limit, limits.definite)
         cure = "See whether the scheduler that pod_template names, or the cluster's own, runs"
     yield Wait(f"{pod.uid}:node", limit or None, Reason.UNSCHEDULABLE, what, scheduled.message, cure)
 
@@ -151,16 +158,16 @@ def _of_container(pod: Pod, container: Container, text: str, limits: Limits) -> 
         cure = "Check its name and tag, imagePullSecrets in pod_template, and the way from the node to the registry"
         yield Wait(f"{key}:image", limits.image_pull or None, Reason.IMAGE_PULL, what, text, cure)
         if limits.image_pull and is_definite(text):
-            limit = min(limits.image_pull, DEFINITE_SECONDS)
+            limit = min(limits.image_pull, limits.definite)
             yield Wait(f"{key}:no-image", limit, Reason.IMAGE_PULL, what, text, cure)
     elif container.waiting in _CREATE:
         what = f"The {where} could not be created ({container.waiting})"
         cure = "Make what it names, or correct pod_template"
-        yield Wait(f"{key}:create", DEFINITE_SECONDS, Reason.CONTAINER_CREATE, what, text, cure)
+        yield Wait(f"{key}:create", limits.definite, Reason.CONTAINER_CREATE, what, text, cure)
     elif container.waiting == "CrashLoopBackOff" and container.init:
         what = f"The native sidecar {container.name} of {pod.place} does not get up"
         cure = "Its last output says why"
-        yield Wait(f"{key}:crash", CRASHING_SECONDS, Reason.INIT_CONTAINER, what, text, cure)
+        yield Wait(f"{key}:crash", limits.crashing, Reason.INIT_CONTAINER, what, text, cure)
 
 
 def is_definite(message: str) -> bool:

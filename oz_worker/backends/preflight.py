@@ -23,6 +23,7 @@ from oz_worker.timing import Deadline, format_duration
 logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.5
+_AT_ONCE = 1e-9
 _RBAC = "deploy/kubernetes/rbac.yaml has the Role that is needed"
 
 
@@ -109,31 +110,31 @@ class Preflight:
             self._delete(name, str(made["metadata"]["uid"]))
 
     def _until_known(self, name: str) -> ExitFacts | None:
-        """How the Job ended, or why it does not begin; None when nothing was known at the end of the time."""
+        """How the Job ended, or why it does not begin; None when even at the end of the time nothing tells."""
         deadline = Deadline(self._options.preflight_timeout)
-        limits = self._limits()
-        waits = job_facts.NO_WAITS
-        events: list[dict[str, Any]] = []
-        while not deadline.passed():
-            job = self._cluster.get("jobs", name, timeout=self._patience(deadline))
-            pods = self._cluster.find("pods", self._selector(), timeout=self._patience(deadline)).items
-            if job is None:
-                raise NotFound(f"the Job {name} is gone")
-            own = [pod for pod in pods if any(one.get("uid") == job["metadata"]["uid"] for one in _owners(pod))]
-            seen = job_facts.Seen(job, own, events, waits)
-            verdict = job_facts.judge(seen, limits, time.monotonic())
-            if verdict.facts is not None:
+        limits = Limits.of(self._options).within(self._options.preflight_timeout)
+        waits, events = job_facts.NO_WAITS, list[dict[str, Any]]()
+        while True:
+            last = deadline.passed()
+            job, pods = self._look(name, deadline)
+            seen = job_facts.Seen(job, pods, events, waits)
+            # At the end of the time whatever it waits for has lasted too long.
+            verdict = job_facts.judge(seen, limits.within(_AT_ONCE) if last else limits, time.monotonic())
+            if verdict.facts is not None or last:
                 return verdict.facts
             waits = verdict.waits
             if verdict.wants_events:
                 events = self._events()
             time.sleep(_LOOK_SECONDS)
-        return None
 
-    def _limits(self) -> Limits:
-        """Nothing may take longer than the preflight itself, so that its reason is told."""
-        most = self._options.preflight_timeout * 0.8
-        return Limits(*(min(limit, most) if limit else most for limit in Limits.of(self._options)))
+    def _look(self, name: str, deadline: Deadline) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The Job and its pods. Raises ClusterError."""
+        patience = max(1.0, min(self._cluster.timeout, deadline.left()))
+        job = self._cluster.get("jobs", name, timeout=patience)
+        if job is None:
+            raise NotFound(f"the Job {name} is gone")
+        pods = self._cluster.find("pods", self._selector(), timeout=patience).items
+        return job, [pod for pod in pods if any(one.get("uid") == job["metadata"]["uid"] for one in _owners(pod))]
 
     def _events(self) -> list[dict[str, Any]]:
         try:
@@ -170,9 +171,6 @@ class Preflight:
 
     def _place(self) -> str:
         return f"the namespace {self._cluster.namespace}"
-
-    def _patience(self, deadline: Deadline) -> float:
-        return max(1.0, min(self._cluster.timeout, deadline.left()))
 
 
 def _owners(pod: dict[str, Any]) -> list[dict[str, Any]]:

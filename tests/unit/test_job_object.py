@@ -566,7 +566,7 @@ def test_the_preflight_has_what_decides_about_a_task_s_pod(image_volumes: bool) 
     assert "oz-task-id" not in made["metadata"]["labels"]
     assert made["metadata"]["annotations"] == {"x/y": "z", "oz.warp.dev/worker-id": "My Worker"}
     assert job_object.key_of(made) is None
-    assert (made["spec"]["activeDeadlineSeconds"], made["spec"]["ttlSecondsAfterFinished"]) == (4, 300)
+    assert (made["spec"]["activeDeadlineSeconds"], made["spec"]["ttlSecondsAfterFinished"]) == (33, 300)
     inside = made["spec"]["template"]["spec"]
     assert inside["serviceAccountName"] == "oz"
     assert inside["nodeSelector"] == FULL["nodeSelector"]
