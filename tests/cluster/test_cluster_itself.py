@@ -14,10 +14,10 @@ import pytest
 
 from tests.cluster.cluster import Cluster
 from tests.cluster.fixtures import Kubectl, OwnCluster, need_cluster
+from tests.cluster.patience import eventually
 from tests.cluster.real import RealCluster
 from tests.cluster.resources import NAMESPACES
 from tests.cluster.shapes import container, job, running, submit, text
-from tests.hosting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 

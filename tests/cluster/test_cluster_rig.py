@@ -12,13 +12,15 @@ from tests.cluster.access import Rule
 from tests.cluster.cluster import Cluster, Tls
 from tests.cluster.environment import expand
 from tests.cluster.fixtures import Kubectl, OwnCluster, back_to
+from tests.cluster.patience import eventually
 from tests.cluster.resources import JOBS, SECRETS
 from tests.cluster.shapes import container, ended, gone, job, pod_name, submit, text, verdict
 from tests.conftest import Certificates
-from tests.hosting import eventually
+from tests.engines.client import find_program
 
 JOBS_PATH = "/apis/batch/v1/namespaces/default/jobs"
-CLIENTS = sorted(Path("/usr/lib/google-cloud-sdk/bin").glob("kubectl.1.*"))
+CLIENTS = sorted(Path("/usr/lib/google-cloud-sdk/bin").glob("kubectl.1.*")) or [Path(find_program("kubectl"))]
+"""Every version that is installed."""
 
 
 def delete_options(**fields: object) -> str:
@@ -47,7 +49,6 @@ def test_a_job_is_created_runs_and_is_read(
     assert "job.batch/a" in kubectl("get", "jobs,pods,secrets,events,nodes", "-A", "-o", "name")
 
 
-@pytest.mark.skipif(not CLIENTS, reason="no other versions of kubectl: install google-cloud-cli-gke")
 @pytest.mark.parametrize("program", CLIENTS, ids=lambda path: path.name)
 def test_every_kubectl_can_create_and_delete(program: Path, cluster: Cluster, tmp_path: Path) -> None:
     kubectl = Kubectl(cluster.kubeconfig, tmp_path, str(program))
