@@ -145,10 +145,11 @@ def removed_job(job: Job, code: int | None) -> ExitFacts:
 def job_failed(job: Job, pod: Pod | None, text: str) -> ExitFacts:
     """Facts of a Job that failed for a reason that no pod tells."""
     failed = job.condition("Failed")
-    why = " ".join(filter(None, (failed.reason, failed.message)))
+    why = ": ".join(filter(None, (failed.reason, failed.message)))
+    shown = ": ".join(filter(None, (pod.reason, pod.message))) if pod is not None else ""
     about = "; its pod is gone, so the agent's exit code is not known" if pod is None else f", in the {pod.place}"
     detail = (
-        f"The {job.place} failed{about}.{said(why)}{said(text or (pod.message if pod else ''))} See `kubectl describe"
+        f"The {job.place} failed{about}.{said(why)}{said(text or shown)} See `kubectl describe"
         f" job {job.name} --namespace {job.namespace}`, then run the task again."
     )
     return ExitFacts(reason=Reason.JOB_FAILED, detail=detail)

@@ -91,12 +91,13 @@ class Cluster:
         nodes: Iterable[str] = ("node-1",),
         times: Times | None = None,
     ) -> None:
+        schemas = Schemas(release)  # first: it may raise
         self.place = Path(tempfile.mkdtemp(prefix="ozk-", dir=_memory()))
         self.release = release
         self.times = times or Times()
         self._tls = tls
         self.store = Store()
-        self.api = Api(self.store, Schemas(release), image_volumes=image_volumes)
+        self.api = Api(self.store, schemas, image_volumes=image_volumes)
         self.images = Images(self.place / "images")
         self._loop = Loop("cluster-loop")
         self._containers = Containers(self.place, self._loop)

@@ -80,7 +80,7 @@ class ContainerRun:
     def begin(self) -> None:
         """Make it run: images first, then everything else."""
         self.phase = "pulling"
-        wanted = [(self.spec["image"], self.spec["imagePullPolicy"]), *volumes.image_names(self.spec, self.pod.spec)]
+        wanted = [*volumes.image_names(self.spec, self.pod.spec), (self.spec["image"], self.spec["imagePullPolicy"])]
         self._next_image(wanted)
 
     def _next_image(self, wanted: list[tuple[str, str]]) -> None:

@@ -11,10 +11,10 @@ from typing import Any, Iterator, Mapping, Protocol
 import pytest
 
 from tests.cluster.cluster import Census, Cluster
+from tests.cluster.patience import eventually
 from tests.cluster.real import VARIABLE, RealCluster
 from tests.engines.client import find_program
 from tests.engines.images import busybox_is_static
-from tests.hosting import eventually
 
 
 class OwnCluster(Protocol):

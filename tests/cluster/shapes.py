@@ -8,9 +8,9 @@ from typing import Any
 from tests.cluster.cluster import Cluster
 from tests.cluster.conditions import condition
 from tests.cluster.images import BUSYBOX
+from tests.cluster.patience import eventually
 from tests.cluster.refusals import Json
 from tests.cluster.resources import EVENTS, JOBS, PODS
-from tests.hosting import eventually
 
 
 def container(script: str, name: str = "task", **fields: Any) -> Json:

@@ -9,6 +9,7 @@ import pytest
 from tests.cluster.cluster import Cluster
 from tests.cluster.conditions import condition
 from tests.cluster.fixtures import Kubectl, OwnCluster, back_to
+from tests.cluster.patience import eventually
 from tests.cluster.refusals import Json
 from tests.cluster.resources import JOBS, PODS
 from tests.cluster.shapes import (
@@ -27,7 +28,6 @@ from tests.cluster.shapes import (
     verdict,
 )
 from tests.cluster.store import Change
-from tests.hosting import eventually
 
 TERMS = "trap 'exit 0' TERM; sleep 600 & wait"
 

@@ -10,6 +10,7 @@ import pytest
 from tests.cluster.cluster import Cluster
 from tests.cluster.conditions import condition
 from tests.cluster.fixtures import Kubectl, back_to
+from tests.cluster.patience import eventually
 from tests.cluster.shapes import (
     container,
     ended,
@@ -24,7 +25,6 @@ from tests.cluster.shapes import (
     submit,
     verdict,
 )
-from tests.hosting import eventually
 
 EMPTY = {"name": "w", "emptyDir": {}}
 WORKSPACE = {"name": "w", "mountPath": "/workspace"}

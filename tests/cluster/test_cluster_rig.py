@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -17,13 +12,15 @@ from tests.cluster.access import Rule
 from tests.cluster.cluster import Cluster, Tls
 from tests.cluster.environment import expand
 from tests.cluster.fixtures import Kubectl, OwnCluster, back_to
+from tests.cluster.patience import eventually
 from tests.cluster.resources import JOBS, SECRETS
 from tests.cluster.shapes import container, ended, gone, job, pod_name, submit, text, verdict
 from tests.conftest import Certificates
-from tests.hosting import eventually
+from tests.engines.client import find_program
 
 JOBS_PATH = "/apis/batch/v1/namespaces/default/jobs"
-CLIENTS = sorted(Path("/usr/lib/google-cloud-sdk/bin").glob("kubectl.1.*"))
+CLIENTS = sorted(Path("/usr/lib/google-cloud-sdk/bin").glob("kubectl.1.*")) or [Path(find_program("kubectl"))]
+"""Every version that is installed."""
 
 
 def delete_options(**fields: object) -> str:
@@ -52,7 +49,6 @@ def test_a_job_is_created_runs_and_is_read(
     assert "job.batch/a" in kubectl("get", "jobs,pods,secrets,events,nodes", "-A", "-o", "name")
 
 
-@pytest.mark.skipif(not CLIENTS, reason="no other versions of kubectl: install google-cloud-cli-gke")
 @pytest.mark.parametrize("program", CLIENTS, ids=lambda path: path.name)
 def test_every_kubectl_can_create_and_delete(program: Path, cluster: Cluster, tmp_path: Path) -> None:
     kubectl = Kubectl(cluster.kubeconfig, tmp_path, str(program))
@@ -360,35 +356,3 @@ def test_the_journal_counts_requests(cluster: Cluster, kubectl: Kubectl) -> None
 )
 def test_expansion_is_that_of_the_kubelet(given: str, expected: str) -> None:
     assert expand(given, {"A": "1", "B": "2"}) == expected
-
-
-def test_nothing_is_left_at_the_end(own_cluster: OwnCluster) -> None:
-    threads = threading.active_count()
-    with Cluster() as cluster:
-        submit(cluster, job("a", container("sleep 600")))
-        eventually(lambda: cluster.census().processes)
-        place = cluster.place
-        holder = cluster._containers._process.pid
-    assert not place.exists()
-    assert not Path(f"/proc/{holder}").exists()
-    assert threading.active_count() == threads
-
-
-def test_the_cluster_runs_by_hand(tmp_path: Path, own_cluster: OwnCluster) -> None:
-    root = Path(__file__).resolve().parents[2]
-    command = [sys.executable, "-m", "tests.cluster", "--port", "0", "--release", "1.27"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}
-    )
-    try:
-        assert process.stdout
-        kubeconfig = Path(process.stdout.readline().strip())
-        assert "v1.27.0" in Kubectl(kubeconfig, tmp_path)("version", "-o", "json")
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
-        assert not kubeconfig.exists()
-    finally:
-        process.kill()
-        process.wait()
-        if process.stdout:
-            process.stdout.close()

@@ -12,9 +12,9 @@ import pytest
 
 from tests.cluster.cluster import Cluster
 from tests.cluster.fixtures import Kubectl, OwnCluster
+from tests.cluster.patience import eventually
 from tests.cluster.resources import JOBS
 from tests.cluster.shapes import container, ended, job, submit
-from tests.hosting import eventually
 
 PATH = "/apis/batch/v1/namespaces/default/jobs"
 

@@ -319,6 +319,22 @@ ENDS: dict[str, Case] = {
     "refused by the node, no container known": Case(
         FAILED, (a_pod(None, phase="Failed", reason="UnexpectedAdmissionError"),), Reason.UNSCHEDULABLE, None, ran=False
     ),
+    "failed before it began, nobody says why": Case(
+        FAILED, (over(CREATING),), Reason.JOB_FAILED, None, ("in the pod ns/p.", "kubectl describe job j"), ran=False
+    ),
+    "failed while something ran in it, nobody says why": Case(
+        FAILED,
+        (over(None, reason="Odd", inits={"setup": state()}),),
+        Reason.JOB_FAILED,
+        None,
+        ("Odd", "in the pod ns/p."),
+    ),
+    "init, nothing known of the agent": Case(
+        FAILED, (over(None, inits={"mine": state(code=1)}),), Reason.INIT_CONTAINER, 1, ran=False
+    ),
+    "removed on its node, nothing known of the agent": Case(
+        FAILED, (job_facts.gone(a_pod(None, phase="Pending")),), Reason.JOB_FAILED, None
+    ),
     "removed while it ran": Case(
         FAILED,
         (over(state(code=143), leaving="2026-01-01T00:30:00Z"),),
@@ -507,6 +523,10 @@ SLOW: dict[str, Slow] = {
         (pending(conditions={**PLACED, "PodReadyToStartContainers": ("True", "", "")}),), None, events=(MOUNT,)
     ),
     "mount, for ever": Slow((pending(),), None, events=(MOUNT,), limits=LIMITS._replace(volume_mount=0.0)),
+    "mount, but an init container has run": Slow((pending(inits={"setup": state(code=0)}),), None, events=(MOUNT,)),
+    "image, on a node of its own choice": Slow(
+        (pending(state(waiting="InvalidImageName"), conditions={}),), 0.0, Reason.INVALID_IMAGE
+    ),
     "mount of another pod": Slow((pending(),), None, events=({**MOUNT, "involvedObject": {"uid": "another"}},)),
     "sandbox": Slow(
         (pending(),), 310.0, Reason.CONTAINER_CREATE, ("cni",), (an_event("FailedCreatePodSandBox", "cni is down"),)
@@ -633,6 +653,7 @@ def test_events_are_wanted_only_where_they_tell_more() -> None:
     assert wants(pending(state(waiting="ErrImagePull")), after=0.0)
     assert not wants(pending(None, conditions=UNSCHEDULED, node=""), after=20.0)
     assert not wants(over(state(code=1)), after=20.0)
+    assert not wants(over(state(waiting="ErrImagePull"), reason="Evicted"), after=20.0)
 
 
 # -- Jobs that are gone
