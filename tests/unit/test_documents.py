@@ -76,7 +76,15 @@ def test_the_readme_has_every_exit_code_and_command() -> None:
 
 def test_every_key_of_the_configuration_stands_in_the_example() -> None:
     example = (ROOT / "config.example.yaml").read_text()
-    keys = {*schema.TOP, *schema.LINK, *schema.EXIT_AFTER, *schema.DIRECT, *schema.COMMAND, *schema.DOCKER, *schema.KUBERNETES}
+    keys = {
+        *schema.TOP,
+        *schema.LINK,
+        *schema.EXIT_AFTER,
+        *schema.DIRECT,
+        *schema.COMMAND,
+        *schema.DOCKER,
+        *schema.KUBERNETES,
+    }
     assert [key for key in keys if not re.search(rf"^[# ]*{key}:", example, re.MULTILINE)] == []
 
 
