@@ -72,6 +72,13 @@ class KubernetesRig(Rig):
         until(lambda: path.exists() and path.read_text().endswith("\n"), f"the agent's file {name}")
         return path.read_text()
 
+    def lose_the_disk(self) -> None:
+        """What happens to a worker's pod without a persistent volume that is replaced.
+
+        Away, not removed: a `kubectl` that outlives its worker may still write there.
+        """
+        self.state_dir.rename(self.place / f"lost-{len(list(self.place.glob('lost-*')))}")
+
     def settled(self) -> None:
         """Block until nothing is left of the tasks that ended well, nor on disk of those that failed."""
         units = [path / "units" for path in self.instance_dirs()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -20,11 +19,6 @@ from tests.rig import until
 RUN = "echo run >> $HOME/runs; while [ ! -e $HOME/go ]; do sleep 0.05; done; "
 
 
-def lose_the_disk(rig: KubernetesRig) -> None:
-    """What a worker's pod without a persistent volume does when it is replaced."""
-    shutil.rmtree(rig.state_dir)
-
-
 def condition(job: dict[str, Any], kind: str) -> bool:
     return any(one["type"] == kind and one["status"] == "True" for one in job["status"].get("conditions") or ())
 
@@ -36,7 +30,7 @@ def test_a_worker_with_an_empty_disk_finds_what_runs(kubernetes_rig: KubernetesR
     task = rig.submit(f"{RUN} exit {code}")
     rig.written("runs")
     worker.kill()
-    lose_the_disk(rig)
+    rig.lose_the_disk()
     worker = rig.start()
     (rig.place / "go").touch()
     rig.plane.wait_acknowledged(task)
@@ -57,7 +51,7 @@ def test_a_worker_with_an_empty_disk_reports_what_ended_meanwhile(
     task = rig.submit(f"{RUN} exit {code}")
     rig.written("runs")
     worker.kill()
-    lose_the_disk(rig)
+    rig.lose_the_disk()
     (rig.place / "go").touch()
     until(lambda: not rig.active(), "the end of the Job")
     worker = rig.start()
@@ -80,7 +74,7 @@ def test_a_job_that_ended_well_stays_until_its_report_was_read(kubernetes_rig: K
     (kept,) = rig.jobs()
     assert condition(kept, "Complete")
     worker.kill()
-    lose_the_disk(rig)  # with the report in it
+    rig.lose_the_disk()  # with the report in it
     rig.plane.up()
     worker = rig.start()
     rig.plane.wait_acknowledged(task)
@@ -115,7 +109,7 @@ def test_what_is_found_counts_against_the_limit(kubernetes_rig: KubernetesRig) -
     tasks = [rig.submit(f"{RUN} exit 0") for _ in range(2)]
     until(lambda: len(rig.active()) == 2, "both Jobs")
     worker.kill()
-    lose_the_disk(rig)
+    rig.lose_the_disk()
     worker = rig.start()
     more = rig.submit("exit 0")
     rig.plane.wait_for(lambda: more.state == "rejected", 40, "the rejection")
