@@ -163,7 +163,7 @@ class Case(NamedTuple):
     ran: bool = True
 
 
-def over(task: Thing, phase: str = "Failed", **more: Any) -> Thing:
+def over(task: Thing | None, phase: str = "Failed", **more: Any) -> Thing:
     return a_pod(task, phase=phase, **more)
 
 

@@ -413,6 +413,7 @@ def test_sidecars_are_copied_by_root_and_mounted_as_asked() -> None:
         assert filler["volumeMounts"] == [{"name": f"sidecar-{number}-data", "mountPath": "/target"}]
         assert filler["securityContext"]["runAsUser"] == 0
         assert filler["securityContext"]["runAsNonRoot"] is False
+        assert filler["securityContext"]["allowPrivilegeEscalation"] is False
 
 
 def test_image_volumes_need_no_copy() -> None:
@@ -518,6 +519,7 @@ def test_with_a_secret_nothing_of_the_task_s_variables_stands_in_the_job() -> No
     assert MCP_VARIABLE not in names(setup["env"])
     kept = secret(options, mcp=MCP, **hidden)
     assert kept is not None
+    assert kept["immutable"] is True
     assert kept["metadata"]["name"] == made["metadata"]["name"]
     assert kept["metadata"]["labels"] == made["metadata"]["labels"]
     owner = {"apiVersion": "batch/v1", "kind": "Job", "name": made["metadata"]["name"], "uid": "uid-1"}
