@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import subprocess
 import threading
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any, Mapping, cast
+
+import pytest
 
 from oz_worker.backends.base import Unit
 from oz_worker.backends.job_object import UNIT, job_name
@@ -18,10 +22,11 @@ from tests.cluster.access import Rule
 from tests.cluster.cluster import Cluster
 from tests.cluster.fixtures import back_to
 from tests.cluster.images import BUSYBOX
-from tests.cluster.resources import JOBS, PODS
+from tests.cluster.real import VARIABLE, RealCluster
+from tests.cluster.resources import JOBS, PODS, Resource
 from tests.containers.docker_site import ARGV, FORWARD
 from tests.engines.images import ENTRYPOINT, OZ_PROGRAM
-from tests.hosting import INSTANCE, PATIENCE, written
+from tests.hosting import INSTANCE, PATIENCE, eventually, written
 
 WORKER = "site-worker"
 AGENT = "oz-test/agent:1"
@@ -46,32 +51,65 @@ def pod_template(place: Path, **more: Any) -> dict[str, Any]:
     }
 
 
-def options_for(cluster: Cluster, place: Path, **changes: Any) -> dict[str, Any]:
-    """Options that make tasks run in *cluster*, and see *place*."""
+def foreign_template() -> dict[str, Any]:
+    """The same for a cluster that has no images of ours and sees no files of this machine: it writes the agent down."""
+    write = 'printf %s "$PROGRAM" > /agent/entrypoint.sh; chmod 755 /agent/entrypoint.sh'
+    program = '#!/bin/sh\nexec /bin/sh -c "$FAKE_OZ_SCRIPT" "$0" "$@"\n'
+    agent = {"name": "agent", "mountPath": "/agent"}
+    env = [{"name": "PROGRAM", "value": program.replace("$", "$$")}]
+    made = {"name": "agent", "image": BUSYBOX, "command": ["sh", "-c", write], "env": env, "volumeMounts": [agent]}
     return {
-        "namespace": "default",
+        "terminationGracePeriodSeconds": 1,
+        "volumes": [{"name": "agent", "emptyDir": {}}],
+        "initContainers": [made],
+        "containers": [{"name": "task", "volumeMounts": [agent]}],
+    }
+
+
+def options_for(cluster: Cluster | RealCluster, place: Path, **changes: Any) -> dict[str, Any]:
+    """Options that make tasks run in *cluster*, and see *place*."""
+    real = {"pod_template": foreign_template()} if cluster.is_real else {}
+    ours = {} if cluster.is_real else {"sidecar_image": AGENT, "pod_template": pod_template(place)}
+    return {
+        "namespace": cluster.namespace,
         "kubeconfig": str(cluster.kubeconfig),
         "default_image": BUSYBOX,
-        "sidecar_image": AGENT,
         "preflight": False,
         "preflight_image": BUSYBOX,
-        "pod_template": pod_template(place),
         "api_timeout": 10.0,
+        **real,
+        **ours,
         **changes,
     }
 
 
 class KubernetesSite:
-    """The kubernetes backend in a place on disk; `open` again is what a restarted worker does."""
+    """The kubernetes backend in a place on disk; `open` again is what a restarted worker does.
 
-    def __init__(self, root: Path, cluster: Cluster, **options: Any) -> None:
-        self.root = root
-        self.cluster = cluster
+    Over a cluster that somebody has (OZ_TEST_KUBECONFIG), a test that needs more than such a one gives is skipped.
+    """
+
+    def __init__(self, root: Path, cluster: Cluster | RealCluster, **options: Any) -> None:
+        self._place = root
+        self._cluster = cluster
         self.options = options
-        add_images(cluster)
+        if not isinstance(cluster, RealCluster):
+            add_images(cluster)
         self.before = cluster.census()
         self.backends: list[Kubernetes] = []
         self.units: list[Unit] = []
+
+    @property
+    def cluster(self) -> Cluster:
+        """The cluster, for what only ours can do."""
+        return cast(Cluster, self._cluster)  # a real one skips the test that asks for it
+
+    @property
+    def root(self) -> Path:
+        """Files that agents see."""
+        if self._cluster.is_real:
+            pytest.skip(f"agents in the cluster of {VARIABLE} see no files of this machine; unset it to run this test")
+        return self._place
 
     def closed(
         self,
@@ -84,12 +122,12 @@ class KubernetesSite:
     ) -> Kubernetes:
         """A backend that is not open yet; *environ* replaces its environment, another *state* is another disk."""
         environ: Mapping[str, str] = options.pop("environ", {"PATH": os.environ["PATH"], "HOME": "/nonexistent"})
-        chosen = options_for(self.cluster, self.root, **{**self.options, **options})
+        chosen = options_for(self._cluster, self._place, **{**self.options, **options})
         return Kubernetes(
             KubernetesOptions(**chosen),
             worker_id=worker,
             instance=instance,
-            instance_dir=self.root / state / instance,
+            instance_dir=self._place / state / instance,
             host_environ=environ,
             cleanup=cleanup,
             task_log_max=1 << 20,
@@ -105,6 +143,8 @@ class KubernetesSite:
 
     def unit(self, script: str = "", *, instance: str = INSTANCE, key: Key | None = None, **spec: Any) -> Unit:
         """A unit whose agent runs *script*; keyword arguments change its spec."""
+        if str(self._place) in script:
+            assert self.root
         key = key or Key(f"task-{len(self.units)}", "run-1")
         environment = {"FAKE_OZ_SCRIPT": FORWARD, "AGENT_SCRIPT": script, **spec.pop("environment", {})}
         wanted = TaskSpec(key=key, run_id=key.task_id, argv=ARGV, environment=environment, **spec)
@@ -114,6 +154,12 @@ class KubernetesSite:
 
     def started(self, backend: Kubernetes, script: str, **more: Any) -> Unit:
         """A unit whose agent runs."""
+        if self._cluster.is_real:
+            unit = self.unit(f"echo up; {script}", **more)
+            backend.prepare(unit)
+            backend.start(unit)
+            eventually(lambda: backend.tail(unit, 10))
+            return unit
         up = self.root / f"up-{len(self.units)}"
         unit = self.unit(f"echo up > {up}; {script}", **more)
         backend.prepare(unit)
@@ -147,26 +193,40 @@ class KubernetesSite:
 
     def jobs(self) -> list[dict[str, Any]]:
         """Every Job of the namespace."""
-        return [dict(one) for one in self.cluster.store.objects(JOBS, "default")[0]]
+        return self._all("jobs", JOBS)
 
     def pods(self, unit: Unit | None = None) -> list[dict[str, Any]]:
         """The pods of the namespace, or of one unit."""
-        found = [dict(one) for one in self.cluster.store.objects(PODS, "default")[0]]
-        return [pod for pod in found if unit is None or pod["metadata"]["labels"].get(UNIT) == unit.name]
+        return [
+            pod for pod in self._all("pods", PODS) if unit is None or pod["metadata"]["labels"].get(UNIT) == unit.name
+        ]
+
+    def _all(self, kind: str, resource: Resource) -> list[dict[str, Any]]:
+        if self._cluster.is_real:
+            found: list[dict[str, Any]] = json.loads(self._kubectl("get", kind, "--output=json"))["items"]
+            return found
+        return [dict(one) for one in self.cluster.store.objects(resource, self._cluster.namespace)[0]]
+
+    def _kubectl(self, *argv: str) -> str:
+        where = [f"--kubeconfig={self._cluster.kubeconfig}", f"--namespace={self._cluster.namespace}"]
+        return subprocess.run(["kubectl", *where, *argv], capture_output=True, text=True, check=True, timeout=60).stdout
 
     def running(self, unit: Unit) -> bool:
-        """Whether anything of the unit runs as a process."""
+        """Whether anything of the unit runs, as a process where we can see one."""
+        if self._cluster.is_real:
+            return any(pod["status"]["phase"] == "Running" for pod in self.pods(unit))
         uids = {pod["metadata"]["uid"] for pod in self.pods(unit)}
-        return any(name.split("/")[0] in uids for name in self.cluster.census().processes)
+        return any(name.split("/")[0] in uids for name in self._cluster.census().processes)
 
     def close(self) -> None:
         """Close the backends, remove what tests are free to leave: failed Jobs. Then the base count holds."""
         for backend in self.backends:
             backend.close()
-        for job in self.jobs():
-            self.cluster.api.delete(JOBS, "default", job["metadata"]["name"], {"propagationPolicy": "Foreground"})
-        back_to(self.cluster, self.before)
-        assert self.cluster.mistakes == []
+        if self.jobs():
+            self._kubectl("delete", "jobs", "--all", "--wait=false")
+        back_to(self._cluster, self.before)
+        if not self._cluster.is_real:
+            assert self.cluster.mistakes == []
 
 
 class Starting(threading.Thread):
