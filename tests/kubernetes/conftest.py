@@ -10,6 +10,7 @@ import pytest
 
 from oz_worker.backends.job_object import WORKER_ID
 from oz_worker.devplane.server import ControlPlane
+from oz_worker.process import arguments_of
 from tests.cluster.cluster import Cluster, Tls
 from tests.cluster.fixtures import OwnCluster, back_to
 from tests.cluster.resources import JOBS, PODS
@@ -65,6 +66,12 @@ class KubernetesRig(Rig):
     def active(self) -> list[str]:
         """The names of the Jobs that are not over."""
         return [job["metadata"]["name"] for job in self.jobs() if not job.get("status", {}).get("conditions")]
+
+    def only_watches(self) -> bool:
+        """Whether the worker has no other children than its two watches."""
+        lines = [" ".join(arguments_of(pid)) for pid in self.unit_processes()]
+        watched = sorted(kind for line in lines for kind in ("jobs", "pods") if f"/{kind}?watch=1" in line)
+        return watched == ["jobs", "pods"] and len(lines) == 2
 
     def written(self, name: str) -> str:
         """Block until an agent has written a file; its text."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from pathlib import Path
 
 import pytest
 
@@ -35,10 +34,7 @@ def test_running_jobs_cost_no_process_each(kubernetes_rig: KubernetesRig) -> Non
     tasks = [rig.submit(f"echo up > $HOME/up-{n}; while [ ! -e $HOME/go ]; do sleep 0.1; done") for n in range(4)]
     for number in range(len(tasks)):
         rig.written(f"up-{number}")
-    until(lambda: len(rig.unit_processes()) == 2, "nothing but the two watches")
-    lines = {Path(f"/proc/{pid}/cmdline").read_bytes() for pid in rig.unit_processes()}
-    assert all(b"watch=1" in line for line in lines)
-    assert {b"/jobs?" in line for line in lines} == {True, False}
+    until(rig.only_watches, "nothing but the two watches")
     (rig.place / "go").touch()
     rig.plane.wait_acknowledged(*tasks)
     rig.settled()
@@ -69,6 +65,9 @@ def test_jobs_survive_the_end_of_the_worker(kubernetes_rig: KubernetesRig, numbe
     running = rig.submit("echo run >> $HOME/runs; while [ ! -e $HOME/go ]; do sleep 0.05; done; echo end; exit 7")
     ending = rig.submit("echo up > $HOME/up; while [ ! -e $HOME/die ]; do sleep 0.05; done; exit 8")
     rig.written("runs"), rig.written("up")
+    said = rig.run_command("logs", running.task_id, "--state-dir", str(rig.state_dir)).stdout
+    (name,) = [job["metadata"]["name"] for job in rig.jobs() if running.execution_id[-8:] in job["metadata"]["name"]]
+    assert f"is running; `kubectl --namespace=default logs --follow job/{name} --container=task` shows" in said
     worker.send(number)
     worker.exit_code()
     (rig.place / "die").touch()
