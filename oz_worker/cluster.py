@@ -115,6 +115,14 @@ class Listing(NamedTuple):
     version: str
 
 
+class Event(NamedTuple):
+    """A line of a watch: `change` is ADDED, MODIFIED, DELETED or BOOKMARK, `version` how far the watch has come."""
+
+    change: str
+    thing: dict[str, Any]
+    version: str
+
+
 class Cluster:
     """One namespace of one cluster. Holds no state of it; safe from any thread.
 
@@ -215,7 +223,7 @@ class Cluster:
             asked = {"labelSelector": selector, "fieldSelector": fields, "limit": str(PAGE), **more}
             path = self.path(kind, query=asked)
             about = _object(self.call("get", "--raw", path, interrupt=interrupt, timeout=timeout))
-            items += about.get("items") or []
+            items += [_thing(item) for item in about.get("items") or []]
             metadata = about.get("metadata") or {}
             more = {"continue": str(metadata.get("continue") or "")}
             number += 1
@@ -225,7 +233,7 @@ class Cluster:
     def get(self, kind: str, name: str, *, timeout: float = 0) -> dict[str, Any] | None:
         """The thing of that name, None when there is none."""
         try:
-            return _object(self.call("get", "--raw", self.path(kind, name), timeout=timeout))
+            return _thing(_object(self.call("get", "--raw", self.path(kind, name), timeout=timeout)))
         except NotFound:
             return None
 
@@ -259,7 +267,7 @@ class Cluster:
         """Create it, strictly: a field that the server does not know is refused. What the server made of it."""
         path = self.path(kind, query={"fieldValidation": "Strict", "fieldManager": "oz-worker"})
         text = json.dumps(thing).encode()
-        return _object(self.call("create", "--raw", path, "-f", "-", stdin=text, interrupt=interrupt))
+        return _thing(_object(self.call("create", "--raw", path, "-f", "-", stdin=text, interrupt=interrupt)))
 
     def delete(self, kind: str, name: str, uid: str, *, timeout: float = 0) -> None:
         """Order the end of exactly this one and all that belongs to it: it is gone when that is (rule 25).
@@ -327,6 +335,32 @@ def last_words(errors: bytes) -> str:
     lines = [line.strip() for line in errors.decode("utf-8", "replace").splitlines()]
     kept = [line for line in lines if line and not _NOISE.match(line)]
     return " ".join(kept)[-_SAID_BYTES:].removeprefix("error: ")
+
+
+def event_of(line: bytes) -> Event:
+    """One line of a watch. Raises Expired for an error of the server, ClusterDown for one that cannot be read."""
+    about = _object(line)
+    change, thing = about.get("type"), about.get("object")
+    if change == "ERROR":
+        said = thing if isinstance(thing, dict) else {}
+        raise Expired(str(said.get("message") or said.get("reason") or "an error of the server"))
+    if change == "BOOKMARK" and isinstance(thing, dict) and isinstance(thing.get("metadata"), dict):
+        return Event(change, thing, str(thing["metadata"].get("resourceVersion") or ""))
+    if change not in ("ADDED", "MODIFIED", "DELETED"):
+        raise ClusterDown(f"a watch printed something unreadable: {line[:80]!r}")
+    thing = _thing(thing)
+    return Event(change, thing, str(thing["metadata"].get("resourceVersion") or ""))
+
+
+def _thing(about: Any) -> dict[str, Any]:
+    """*about*, which has a name and a uid, on which everything else relies. Raises ClusterDown for another answer."""
+    metadata = about.get("metadata") if isinstance(about, dict) else None
+    if isinstance(metadata, dict) and all(
+        metadata.get(name) and isinstance(metadata[name], str) for name in ("name", "uid")
+    ):
+        found: dict[str, Any] = about
+        return found
+    raise ClusterDown(f"kubectl printed something that is no object of a cluster: {str(about)[:80]}")
 
 
 def _object(text: bytes) -> dict[str, Any]:

@@ -7,7 +7,6 @@ decides. Where RBAC lacks the verb `watch`, lists alone do it, less promptly. No
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import random
@@ -19,7 +18,7 @@ from typing import Any, Callable, Iterator, NamedTuple
 
 from oz_worker import errand, threads
 from oz_worker.backends.lines import Lines
-from oz_worker.cluster import Cluster, ClusterDown, ClusterError, Expired, Forbidden, refusal
+from oz_worker.cluster import Cluster, ClusterError, Forbidden, event_of, refusal
 from oz_worker.process import HELPER, Child, Request, SpawnError, spawn
 from oz_worker.threads import Waker
 from oz_worker.timing import Deadline, backoff
@@ -257,17 +256,10 @@ class JobWatch:
         """Act on one line. Raises ClusterError for one after which nothing of this watch can be believed."""
         if not line.strip():
             return
-        try:
-            event = json.loads(line)
-            kind, thing = event["type"], event["object"]
-            version = thing["metadata"].get("resourceVersion", "") if kind != "ERROR" else ""
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ClusterDown(f"an unreadable line {line[:60]!r}") from error
-        if kind == "ERROR":
-            raise Expired(str(thing.get("message") or thing.get("reason") or "an error of the server"))
-        if kind != "BOOKMARK":
-            self._ears.changed(stream.kind, kind, thing)
-        stream.version = version or stream.version
+        event = event_of(line)
+        if event.change != "BOOKMARK":
+            self._ears.changed(stream.kind, event.change, event.thing)
+        stream.version = event.version or stream.version
 
     def _over(self, stream: _Stream) -> None:
         """The child has ended. A clean end is the server's limit: go on from where it came to."""

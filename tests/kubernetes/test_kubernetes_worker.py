@@ -122,3 +122,13 @@ def test_task_timeout_ends_a_job_that_never_would(kubernetes_rig: KubernetesRig)
     assert rig.jobs() == []
     assert worker.stop() == 0
     rig.audit()
+
+
+def test_one_shot_leaves_no_job_that_ended_well(kubernetes_rig: KubernetesRig) -> None:
+    rig = kubernetes_rig
+    worker = rig.start("--one-shot")
+    task = rig.submit("exit 0")
+    assert worker.exit_code() == 0
+    assert task.state == "completed"
+    until(lambda: rig.jobs() == [], "the end of a deletion that was ordered")
+    rig.audit()
