@@ -85,9 +85,9 @@ def _check(arguments: argparse.Namespace) -> int:
 
         _print(show(loaded))
     else:
-        _print(
-            "The configuration is usable. This version checks nothing else: no network, no engine, no permissions.\n"
-        )
+        from oz_worker.check import check_command
+
+        return check_command(loaded.settings)
     return int(ExitCode.STOPPED)
 
 

@@ -10,8 +10,9 @@ Threads (each has one owner, one stop, a named waker for every call it can block
 | task-<unit> | Engine   | one task while it lives        | its unit, backend, store   | end, stop, store    |
 | watcher     | backend  | ends of children               | `poll` on pidfds           | a child, its waker  |
 | containers  | backend  | the engine's event stream      | `poll`, the engine's CLI   | the stream, waker   |
+| jobs        | backend  | the watches of Jobs and pods   | `poll`, `kubectl`          | the streams, wakers |
 | pull, fill  | units    | one image or volume            | the engine's CLI           | its last waiter     |
-| upkeep      | Daemon   | late writes, expiry, adoption  | `Event.wait`, files        | its stop event      |
+| upkeep      | Daemon   | late writes, expiry, adoption  | `Event.wait`, files        | stop, due removals  |
 | output      | Daemon   | output shown in the log        | `Event.wait`, files        | its stop event      |
 | log         | Logs     | stderr or the log file         | its queue, `write`         | its queue           |
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any, Mapping, NamedTuple
 
-from oz_worker.errors import OzWorkerError
+from oz_worker.errors import OzWorkerError, Unanswered
 
 LABEL = "oz-worker."
 """Before every label of ours (names.md): instance, worker, task, execution, unit, role, owner."""
@@ -39,7 +39,7 @@ class EngineError(OzWorkerError):
         self.code = code
 
 
-class EngineDown(EngineError):
+class EngineDown(EngineError, Unanswered):
     """Nothing is known of what was asked: the engine is stopped, hangs, or cannot be reached."""
 
 

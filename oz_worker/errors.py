@@ -8,6 +8,7 @@ OzWorkerError                one sentence for people: the thing, the place, the 
  |   +- StoreFull            ... because the disk is full or read-only: the caller keeps the fact in memory
  +- TaskFault                this one task cannot go on; carries the facts for its report
  +- Stopped                  a backend call gave way to its unit's stop order
+ +- Unanswered               an engine or a cluster did not answer: nothing is known of what was asked
 """
 
 from __future__ import annotations
@@ -70,3 +71,7 @@ class TaskFault(OzWorkerError):
 
 class Stopped(OzWorkerError):
     """Raised by `Backend.prepare` or `start` after giving way to the unit's stop order."""
+
+
+class Unanswered(OzWorkerError):
+    """Whoever runs the work (an engine, a cluster) did not answer: nothing is known of what was asked."""

@@ -36,6 +36,10 @@ SCHEMA = (
 """Version 1. A later version appends its own tuple to `store.MIGRATIONS`; nothing here ever changes."""
 
 
+UNTIL_HEARD = float("inf")
+"""In `keep_until`: what is left of the unit goes once its report is acknowledged."""
+
+
 @dataclass
 class TaskRow:
     """One attempt of a task: the mirror in memory of its row. Changed on the store's thread only."""

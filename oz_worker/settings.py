@@ -98,7 +98,7 @@ class DockerOptions:
 
 @dataclass(frozen=True)
 class KubernetesOptions:
-    """`backend.kubernetes.`: checked whole already, run by a later version."""
+    """`backend.kubernetes.`"""
 
     namespace: str = "default"
     kubeconfig: str = ""

@@ -14,6 +14,7 @@ from oz_worker.engine.admission import Engine, Limits
 from oz_worker.engine.instance import Instance
 from oz_worker.engine.outbox import Outbox
 from oz_worker.engine.output import Output
+from oz_worker.engine.upkeep import Upkeep
 from oz_worker.lifecycle import State
 from oz_worker.meters import Meters
 from oz_worker.model import Key, Report, TaskSpec
@@ -76,6 +77,9 @@ class Bench:
         self.connected = False
         self._taken = 0
         recovery.recover(self.engine, self.engine.primary)
+        self._upkeep = Upkeep(self.engine, _no_other, lambda path: "not in this bench")
+        if world.outlives_disk:
+            self._upkeep.start(self._died)
 
     def connect(self) -> None:
         """A new connection."""
@@ -116,6 +120,7 @@ class Bench:
 
     def leave(self) -> None:
         """The worker goes and leaves everything as it is (what `preserve` does)."""
+        self._upkeep.stop(SAFETY_SECONDS)
         self.store.close(SAFETY_SECONDS)
         self.slot.release()
 
@@ -124,3 +129,7 @@ class Bench:
 
     def _died(self, name: str, error: BaseException) -> None:
         self.deaths.append(f"{name}: {error!r}")
+
+
+def _no_other(slot: slots.Slot) -> Instance:
+    raise AssertionError("there is one instance in a bench")

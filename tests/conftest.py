@@ -11,6 +11,9 @@ import pytest
 import trustme
 
 from oz_worker.devplane.server import ControlPlane
+from tests.cluster.fixtures import cluster as cluster
+from tests.cluster.fixtures import kubectl as kubectl
+from tests.cluster.fixtures import own_cluster as own_cluster
 from tests.engines.fixtures import bad_registry as bad_registry
 from tests.engines.fixtures import engine as engine
 from tests.engines.fixtures import images as images

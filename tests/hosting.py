@@ -27,9 +27,9 @@ INSTANCE = os.environ.setdefault(f"OZ_TEST_INSTANCE_{os.environ.get('PYTEST_XDIS
 PATIENCE = 20.0
 
 
-def eventually(holds: Callable[[], Any], what: str = "") -> Any:
+def eventually(holds: Callable[[], Any], what: str = "", patience: float = PATIENCE) -> Any:
     """The first true value of *holds*; fails after a deadline that no healthy run comes near."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     while not (value := holds()):
         assert time.monotonic() < deadline, what or "it never happened"
         time.sleep(0.005)

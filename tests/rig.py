@@ -35,9 +35,9 @@ FAST_LINK = {
 }
 
 
-def until(condition: Callable[[], Any], what: str) -> Any:
+def until(condition: Callable[[], Any], what: str, seconds: float = SAFETY) -> Any:
     """Wait for a fact of another process that announces itself in no other way."""
-    limit = time.monotonic() + SAFETY
+    limit = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < limit, f"waited in vain for {what}"
         time.sleep(0.01)

@@ -27,8 +27,12 @@ class Outside:
 
 @dataclass
 class World:
-    """Everything that exists outside; survives engines. The lock guards all of it."""
+    """Everything that exists outside; survives engines. The lock guards all of it.
 
+    *outlives_disk*: it is a cluster, where a worker finds its units also without its database.
+    """
+
+    outlives_disk: bool = False
     units: dict[str, Outside] = field(default_factory=dict)
     starts: dict[str, int] = field(default_factory=dict)
     teardowns: dict[str, int] = field(default_factory=dict)
@@ -45,6 +49,11 @@ class World:
         if watcher is not None:
             watcher.ended(_facts(code))
 
+    def codes(self) -> dict[str, int | None]:
+        """How the units that exist ended; None for those that have not."""
+        with self.lock:
+            return {name: outside.code for name, outside in self.units.items()}
+
     def running(self) -> list[str]:
         """Names of the units whose agent runs."""
         with self.lock:
@@ -54,9 +63,8 @@ class World:
 class Scripted:
     """The backend over a World."""
 
-    capabilities = Capabilities(survives_worker=True)
-
     def __init__(self, world: World) -> None:
+        self.capabilities = Capabilities(survives_worker=True, outlives_disk=world.outlives_disk)
         self.world = world
         self.trouble = ""
         self.cancelled: list[Key] = []

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Mapping
 
 from oz_worker.errors import NotUsable
-from oz_worker.settings import CommandOptions, DirectOptions, DockerOptions, Settings
+from oz_worker.settings import CommandOptions, DirectOptions, DockerOptions, KubernetesOptions, Settings
 from oz_worker.slots import in_container
 
 if TYPE_CHECKING:
@@ -95,17 +95,41 @@ def _docker(
     )
 
 
-def endpoint(settings: Settings, environ: Mapping[str, str]) -> str:
-    """Which engine units of these settings run on, as far as words go; "" for this host itself (rule 2)."""
-    if not isinstance(settings.options, DockerOptions):
-        return ""
-    from oz_worker.engines import endpoint_of
+def _kubernetes(
+    settings: Settings, instance: str, instance_dir: Path, host: Mapping[str, str], on_death: OnDeath
+) -> Backend:
+    from oz_worker.backends.kubernetes import Kubernetes
 
-    return endpoint_of(settings.options.engine, environ)
+    assert isinstance(settings.options, KubernetesOptions)
+    return Kubernetes(
+        settings.options,
+        worker_id=settings.worker_id,
+        instance=instance,
+        instance_dir=instance_dir,
+        host_environ=host,
+        cleanup=settings.cleanup,
+        task_log_max=settings.task_log_max,
+        stop_grace=settings.stop_grace,
+        on_death=on_death,
+    )
+
+
+def endpoint(settings: Settings, environ: Mapping[str, str]) -> str:
+    """Which engine or cluster units of these settings run on, as far as words go; "" for this host itself (rule 2)."""
+    if isinstance(settings.options, KubernetesOptions):
+        from oz_worker import clusters
+
+        return clusters.endpoint_of(settings.options, environ)
+    if isinstance(settings.options, DockerOptions):
+        from oz_worker.engines import endpoint_of
+
+        return endpoint_of(settings.options.engine, environ)
+    return ""
 
 
 FACTORIES: Mapping[str, Callable[[Settings, str, Path, Mapping[str, str], OnDeath], Backend]] = {
     "direct": _direct,
     "command": _command,
     "docker": _docker,
+    "kubernetes": _kubernetes,
 }

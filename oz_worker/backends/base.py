@@ -18,11 +18,13 @@ class Capabilities(NamedTuple):
     """What a backend can do, as data.
 
     `survives_worker`: units outlive the worker process. `fire_and_forget`: after `start` nothing is watched, the end
-    is `ExitFacts(dispatched=True)`.
+    is `ExitFacts(dispatched=True)`. `outlives_disk`: units are where a worker finds them whose disk is gone; so one
+    that ended well is cleaned up only once its report is acknowledged (design 12, rule 1).
     """
 
     survives_worker: bool
     fire_and_forget: bool = False
+    outlives_disk: bool = False
 
 
 class Unit:

@@ -1,4 +1,4 @@
-"""What stands on our own disk of a unit in a container: that it was prepared, and whether its start was ordered.
+"""What stands on our own disk of a unit in a container or pod: that it was prepared, and how far its start was ordered.
 
 Written before the act it describes, so that after a kill -9 the absence of a container can be read: never made, or
 removed by somebody since.
@@ -41,9 +41,17 @@ class Traces:
         """It is going to be started. Raises OSError."""
         self.directory(unit).private(_STARTED)
 
+    def mark(self, unit: Unit, name: str) -> None:
+        """Note that a step of its start is done. Raises OSError."""
+        self.directory(unit).private(name)
+
     def was_started(self, unit: Unit) -> bool:
         """Whether its start was ordered at all."""
-        return os.path.exists(self.directory(unit).file(_STARTED))
+        return self.has_mark(unit, _STARTED)
+
+    def has_mark(self, unit: Unit, name: str) -> bool:
+        """Whether that step of its start is known to be done."""
+        return os.path.exists(self.directory(unit).file(name))
 
     def list(self) -> list[Found]:
         """The units that have a directory. Raises Unreadable."""

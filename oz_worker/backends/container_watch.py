@@ -6,9 +6,7 @@ them all when it restarts, so a list decides and the stream only makes it prompt
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import random
 import select
 import signal
@@ -18,6 +16,7 @@ import time
 from typing import Callable, Iterable, NamedTuple, Optional
 
 from oz_worker import threads
+from oz_worker.backends.lines import Lines
 from oz_worker.containers import LOOK_TIMEOUT, Engine
 from oz_worker.engine_words import Container, EngineDown, EngineError, Event
 from oz_worker.process import HELPER, Child, Request, SpawnError, spawn
@@ -31,7 +30,6 @@ SOON_SECONDS = 1.0
 LOOK_SECONDS, IDLE_LOOK_SECONDS = 30.0, 300.0
 """How often to list while anything runs, and while nothing does."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0
-_PIECE = 64 * 1024
 _LONGEST_LINE = 4 << 20
 
 
@@ -158,7 +156,7 @@ class Watch:
             time.sleep(0.005)
 
     def _stream(self, child: Child) -> None:
-        lines = _Lines(child.stdout)
+        lines = Lines(child.stdout, _LONGEST_LINE)
         poll = select.poll()
         poll.register(child.stdout, select.POLLIN)
         poll.register(self._waker.fileno(), select.POLLIN)
@@ -237,23 +235,3 @@ class Watch:
     def _vanished(self, name: str) -> None:
         self.drop(name)
         self._ears.vanished(name, self._codes.pop(name, None))
-
-
-class _Lines:
-    """Whole lines from a pipe that never blocks."""
-
-    def __init__(self, descriptor: int) -> None:
-        os.set_blocking(descriptor, False)
-        self._descriptor = descriptor
-        self._rest = b""
-
-    def read(self) -> list[bytes] | None:
-        """The lines that are complete now; None at the end of the stream."""
-        piece = b""
-        with contextlib.suppress(BlockingIOError):
-            piece = os.read(self._descriptor, _PIECE)
-            if not piece:
-                return None
-        *lines, self._rest = (self._rest + piece).split(b"\n")
-        self._rest = self._rest[-_LONGEST_LINE:]
-        return lines

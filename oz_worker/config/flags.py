@@ -11,7 +11,7 @@ from oz_worker.errors import ConfigurationError
 
 COMMANDS = {
     "run": "connect and run tasks (the default)",
-    "check": "check the configuration; exit 0 when it is usable, 2 when not",
+    "check": "check the configuration, and the cluster of kubernetes; exit 0 when usable, 2 or 3 when not",
     "status": "show what runs",
     "drain": "let a running worker finish its tasks and exit",
     "logs": "print the output of a task",

@@ -82,6 +82,7 @@ class Engine:
         self.meters = meters
         self.output = output
         self.follower: Follower | None = None  # set by the daemon under `task_output: log`
+        self.on_removal_due: Callable[[], None] = lambda: None  # set by upkeep, which removes
         self.encode = encode
         self.stop_grace = limits.stop_grace
         self.cleanup = limits.cleanup
@@ -275,6 +276,10 @@ class Engine:
     def cancel_dispatched(self, task: Task) -> None:
         """Run the cancel command of a task that was handed over."""
         self.cancellation.cancel_dispatched(task.instance, task.row)
+
+    def removal_due(self) -> None:
+        """What was kept of a unit until its report was heard may go."""
+        self.on_removal_due()
 
     def finished(self, task: Task) -> None:
         """The task's thread is done."""

@@ -23,7 +23,7 @@ from oz_worker.errors import Stopped, StoreError, TaskFault
 from oz_worker.lifecycle import STARTABLE, Event, State, step
 from oz_worker.meters import Meters
 from oz_worker.model import Cause, ExitFacts, Key, Reason, Report, ReportKind
-from oz_worker.rows import OutboxRow, TaskRow
+from oz_worker.rows import UNTIL_HEARD, OutboxRow, TaskRow
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,9 @@ class Surroundings(Protocol):
 
     def cancel_dispatched(self, task: Task) -> None:
         """Cancel a task that was handed over."""
+
+    def removal_due(self) -> None:
+        """What was kept of a unit until its report was heard may go."""
 
     def finished(self, task: Task) -> None:
         """The task's thread is done with it; in a final state unless the worker is leaving."""
@@ -272,6 +275,9 @@ class Task:
             if self._around.follower is not None:
                 self._around.follower.finish(self.source())
             self._around.output.keep_copy(self.instance.path, self.unit, self.row)
+        if self._stays_until_heard():
+            self.instance.change(self.row, _left_until_heard, lambda _saved: self._say_if_due())
+            return
         keep = self.row.keep_until is not None
         trouble = self._guarded(lambda: backend.clean_up(unit, keep=keep))
         self._say_trouble("clean-up", trouble)
@@ -318,9 +324,19 @@ class Task:
             row.state, row.ended_at, row.frame, row.agent_started = State.ENDING, time.time(), report.frame, True
             row.result = "failed" if report.kind is ReportKind.FAILED else "succeeded"
 
+    def _stays_until_heard(self) -> bool:
+        """Whether the unit is the only thing by which a worker whose disk is gone could still learn of this success."""
+        row = self.row
+        well = row.result == "succeeded" and row.keep_until is None
+        return well and not row.report_acked and self.instance.backend.capabilities.outlives_disk
+
+    def _say_if_due(self) -> None:
+        if self.row.report_acked and self.row.keep_until:
+            self._around.removal_due()
+
     def acknowledged(self) -> None:
         """The terminal report was read by the server."""
-        self.instance.change(self.row, lambda row: setattr(row, "report_acked", True))
+        self.instance.change(self.row, _heard, lambda _saved: self._say_if_due())
         self._around.outbox.withdraw_claims(self.row.unit)
 
     def _await_proof(self) -> None:
@@ -413,6 +429,17 @@ def _taken_up(row: TaskRow) -> None:
     _step(row, Event.PREPARE)
     _step(row, Event.STARTED)
     row.started_at = row.started_at or time.time()
+
+
+def _left_until_heard(row: TaskRow) -> None:
+    _step(row, Event.REMOVED)
+    row.keep_until = time.time() if row.report_acked else UNTIL_HEARD
+
+
+def _heard(row: TaskRow) -> None:
+    row.report_acked = True
+    if row.keep_until == UNTIL_HEARD:
+        row.keep_until = time.time()
 
 
 def _started(row: TaskRow) -> None:

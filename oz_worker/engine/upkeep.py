@@ -26,7 +26,9 @@ ROWS_KEPT_SECONDS = 7 * 24 * 3600.0
 
 
 class Upkeep:
-    """Thread `upkeep`: owned by the daemon, blocks in `Event.wait` (woken by `stop`) and in bounded file work."""
+    """Thread `upkeep`: owned by the daemon, blocks in `Event.wait` (woken by `stop` and `removal_due`) and in bounded
+    work on files and units.
+    """
 
     def __init__(
         self, engine: Engine, open_instance: Callable[[Slot], Instance], misfit: Callable[[Path], str]
@@ -35,16 +37,19 @@ class Upkeep:
         self._open_instance = open_instance
         self._misfit = misfit
         self._stop = threading.Event()
+        self._wake = threading.Event()  # something is due: a removal, or the stop
         self._thread: threading.Thread | None = None
         self._unlocked_since: dict[str, float] = {}  # left-behind instances seen, by id
 
     def start(self, on_death: Callable[[str, BaseException], None]) -> None:
         """Start the thread; the first look at left-behind instances is now, so that they can be taken in a minute."""
+        self._engine.on_removal_due = self._wake.set
         self._thread = threads.start("upkeep", self._run, on_death)
 
     def stop(self, timeout: float) -> None:
-        """End the thread, waiting at most *timeout* seconds for what it is doing."""
+        """End the thread, waiting at most *timeout* seconds for what it is doing and for removals that are due."""
         self._stop.set()
+        self._wake.set()
         if self._thread is not None:
             self._thread.join(timeout)
 
@@ -54,9 +59,18 @@ class Upkeep:
             if time.monotonic() >= next_look:
                 next_look = time.monotonic() + LOOK_SECONDS
                 self._look()
-            if self._stop.wait(LATE_WRITES_SECONDS):
+            if self._wake.wait(LATE_WRITES_SECONDS):
+                self._wake.clear()
+                self._remove_heard()
+            if self._stop.is_set():
                 return
             self._late_writes()
+
+    def _remove_heard(self) -> None:
+        """Units of which a success was reported and heard just now."""
+        for instance in list(self._engine.instances):
+            if instance.backend.capabilities.outlives_disk:
+                self._guarded(instance.id, functools.partial(self._remove_due, instance))
 
     def _late_writes(self) -> None:
         self._engine.outbox.store_late()
@@ -85,6 +99,10 @@ class Upkeep:
 
     def _expire(self, instance: Instance) -> None:
         self._engine.output.expire(instance.path)
+        self._remove_due(instance)
+        instance.store.do(lambda db: rows.forget_ended(db, time.time() - ROWS_KEPT_SECONDS))
+
+    def _remove_due(self, instance: Instance) -> None:
         for row in instance.store.do(lambda db: rows.kept_past(db, time.time())):
             trouble = instance.backend.clean_up(Unit(row.unit, instance.id, row.key), keep=False)
             if trouble:  # was said at the task's end; the next look tries again
@@ -92,7 +110,6 @@ class Upkeep:
                 continue
             logger.info("task %s: removed what had been kept of it", row.key.task_id)
             instance.change(row, lambda row: setattr(row, "keep_until", None))
-        instance.store.do(lambda db: rows.forget_ended(db, time.time() - ROWS_KEPT_SECONDS))
 
     def _take_left_behind(self) -> None:
         """Rule 2: serve an instance in place once it has been unlocked for 60 s."""

@@ -80,14 +80,25 @@ def logs_command(state_dirs: Sequence[str], *, task_id: str, instance_id: str) -
             if raw.is_file():
                 sys.stdout.write(f"task {task_id} is {row.state.value}; it writes to {raw} (not redacted)\n")
                 return ExitCode.STOPPED
-            if row.backend == "docker" and raw.parent.is_dir():
-                shows = f"`{row.endpoint.partition(' ')[0]} logs -f oz-{row.unit}` shows its output (not redacted)"
+            if (command := _shows(row)) and raw.parent.is_dir():
+                shows = f"`{command}` shows its output (not redacted)"
                 sys.stdout.write(f"task {task_id} is {row.state.value}; {shows}\n")
                 return ExitCode.STOPPED
     raise NotUsable(
         f"no output of task {task_id} is kept in {' or '.join(state_dirs)}; it ends with task_log_retention,"
         " or it was written by another worker (--state-dir, --instance-id)"
     )
+
+
+def _shows(row: TaskRow) -> str:
+    """The command that shows the output of a task that runs elsewhere, "" for one of this host."""
+    if row.backend == "docker":
+        return f"{row.endpoint.partition(' ')[0]} logs -f oz-{row.unit}"
+    if row.backend == "kubernetes":
+        from oz_worker.backends.job_object import job_name
+
+        return f"kubectl --namespace={row.endpoint.split()[2]} logs --follow job/{job_name(row.key)} --container=task"
+    return ""
 
 
 def _chosen(state_dirs: Sequence[str], instance_id: str) -> list[Path]:

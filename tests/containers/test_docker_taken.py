@@ -100,7 +100,7 @@ def test_an_owner_that_is_back_at_the_second_look_keeps_it(taken: Taken) -> None
     rig.engine.cli("stop", "--time", "0", owner)
     looks = rig.hold(f'"container inspect"*{owner}*', "after")
     worker = rig.start(odd="owners")
-    worker.wait_stacks(r"^upkeep\n.*self\._stop\.wait\(")  # its look at the start is over, the next comes in a minute
+    worker.wait_stacks(r"^upkeep\n.*self\._wake\.wait\(")  # its look at the start is over, the next comes in a minute
     taken.container(owner)
     task = taken.submit()
     looks.reached()

@@ -17,6 +17,7 @@ from oz_worker.model import Cause
 from tests.containers.docker_site import DockerSite
 from tests.engines.images import load_images
 from tests.hosting import INSTANCE, PATIENCE, Stage, eventually, marked
+from tests.kubernetes.kubernetes_site import KubernetesSite
 
 
 class Site(Protocol):
@@ -77,12 +78,18 @@ def podman_site(root: Path, request: pytest.FixtureRequest) -> Site:
     return DockerSite(root, podman, load_images(podman), kind="podman")
 
 
+def kubernetes_site(root: Path, request: pytest.FixtureRequest) -> Site:
+    """The kubernetes backend over the cluster of the session."""
+    return KubernetesSite(root, request.getfixturevalue("cluster"))
+
+
 SITES: dict[str, Callable[[Path, pytest.FixtureRequest], Site]] = {
     "direct-cgroup": lambda root, _request: DirectSite(root, "auto"),
     "direct-swept": lambda root, _request: DirectSite(root, "off"),
     "command": lambda root, _request: CommandSite(root),
     "docker": docker_site,
     "podman": podman_site,
+    "kubernetes": kubernetes_site,
 }
 
 

@@ -16,7 +16,7 @@ _PASSWD = (
     b"root:x:0:0:root:/root:/bin/sh\nagent:x:1000:1000:agent:/tmp:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"
 )
 _GROUP = b"root:x:0:\nagent:x:1000:\nnogroup:x:65534:\n"
-_OZ = Path(__file__).resolve().parent.parent / "bin" / "oz"
+OZ_PROGRAM = Path(__file__).resolve().parent.parent / "bin" / "oz"
 
 ENTRYPOINT = b"""#!/bin/sh
 # The agent of a test: refuses what the real command line refuses, then runs FAKE_OZ_SCRIPT with its arguments.
@@ -89,7 +89,7 @@ def load_image(
 
 def agent_files(folder: str = "") -> Files:
     """What an agent of a test is made of; in *folder* `agent/` a task's image has it itself and needs no sidecar."""
-    return {f"{folder}entrypoint.sh": (0o755, ENTRYPOINT), f"{folder}oz": (0o755, _OZ.read_bytes())}
+    return {f"{folder}entrypoint.sh": (0o755, ENTRYPOINT), f"{folder}oz": (0o755, OZ_PROGRAM.read_bytes())}
 
 
 def load_images(client: Client, tag: str = "1") -> Images:

@@ -204,3 +204,42 @@ def test_a_change_that_raises_takes_neither_the_thread_nor_its_neighbours(tmp_pa
     store.post(lambda db: None, lambda _result, error: late.append(error))
     eventually(lambda: len(late) == 1)
     assert "closed" in str(late[0])
+
+
+def test_without_its_disk_a_worker_of_a_cluster_tells_of_a_success_whose_report_was_lost_with_it(
+    tmp_path: Path,
+) -> None:
+    world = World(outlives_disk=True)
+    bench = Bench(tmp_path / "first", world)
+    bench.connect()
+    bench.engine.assign(spec(KEY))
+    bench.settle()
+    (unit,) = world.running()
+    bench.disconnect()
+    world.exit(unit, 0)
+    eventually(bench.engine.idle)
+    bench.leave()
+    assert world.codes() == {unit: 0}
+    bench = Bench(tmp_path / "second", world)
+    bench.settle()
+    bench.connect()
+    assert kinds(bench.read()) == ["task_claimed", "task_completed"]
+    assert world.codes() == {unit: 0}
+    bench.acknowledge()
+    eventually(lambda: world.codes() == {}, "the removal")
+    bench.leave()
+
+
+def test_a_stop_of_the_worker_removes_what_was_read_before_it_leaves(tmp_path: Path) -> None:
+    world = World(outlives_disk=True)
+    bench = Bench(tmp_path, world)
+    bench.connect()
+    bench.engine.assign(spec(KEY))
+    bench.settle()
+    world.exit(world.running()[0], 0)
+    eventually(bench.engine.idle)
+    bench.read()
+    bench.acknowledge()
+    bench.store.do(lambda db: None)
+    bench.leave()
+    assert world.codes() == {}

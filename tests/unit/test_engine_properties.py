@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from oz_worker.lifecycle import FINAL, TRANSITIONS, Event, State, step
 from oz_worker.model import Key
-from tests.bench_engine import Bench, spec
+from tests.bench_engine import Bench, eventually, spec
 from tests.scripted import World
 
 KEYS = [Key("task-a", "exec-1"), Key("task-a", "exec-2"), Key("task-b", "")]
@@ -24,10 +24,12 @@ TERMINAL = ("task_completed", "task_failed")
 class Life(RuleBasedStateMachine):
     """The server's side, the outside world's and the operator's, in any order."""
 
+    outlives_disk = False
+
     def __init__(self) -> None:
         super().__init__()
         self.directory = Path(tempfile.mkdtemp())
-        self.world = World()
+        self.world = World(outlives_disk=self.outlives_disk)
         self.bench = Bench(self.directory, self.world, max_concurrent_tasks=2)
         self.reports: dict[tuple[str, str], list[str]] = defaultdict(list)
         self.runs_of: dict[Key, int] = defaultdict(int)
@@ -112,7 +114,7 @@ class Life(RuleBasedStateMachine):
             self.bench.settle()
         assert self.bench.engine.idle()
         assert self.bench.engine.registry.counts() == (0, 0)
-        assert self.world.units == {}
+        eventually(lambda: self.world.units == {}, "the removal of every unit")
         assert self.bench.outbox.undelivered() == 0
         runs: dict[Key, int] = defaultdict(int)
         for row in self.bench.store.do(_all_rows):
@@ -141,7 +143,24 @@ def _all_rows(db: Any) -> list[tuple[str, str, str, int]]:
     return list(db.execute("SELECT task_id, execution_id, state, report_acked FROM tasks").fetchall())
 
 
-Life.TestCase.settings = settings(
+class LifeInACluster(Life):
+    """The same where units outlive the worker's disk, and so stay until their report was read."""
+
+    outlives_disk = True
+
+    @invariant()
+    def what_ended_well_stays_until_its_report_was_read(self) -> None:
+        kept = {name for name, code in self.world.codes().items() if code == 0}
+        for unit in self.bench.store.do(_succeeded_unread):
+            assert unit in kept, f"{unit} was removed before its report was read"
+
+
+def _succeeded_unread(db: Any) -> list[str]:
+    query = "SELECT unit FROM tasks WHERE result = 'succeeded' AND report_acked = 0"
+    return [row[0] for row in db.execute(query).fetchall()]
+
+
+Life.TestCase.settings = LifeInACluster.TestCase.settings = settings(
     max_examples=40,
     stateful_step_count=25,
     deadline=None,
@@ -149,6 +168,7 @@ Life.TestCase.settings = settings(
     suppress_health_check=list(HealthCheck),
 )
 TestLife = Life.TestCase
+TestLifeInACluster = LifeInACluster.TestCase
 
 
 def test_final_states_absorb_every_event() -> None:

@@ -37,7 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "resolver",
         "trust",
     ),
-    ("engine_words", "containers", "engines", "volumes", "pulls", "kubectl"),
+    ("engine_words", "containers", "engines", "volumes", "pulls", "cluster", "clusters"),
     ("backends",),
     ("engine", "link"),
     ("dialects",),
