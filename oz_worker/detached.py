@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Mapping, NamedTuple, Sequence
 
 from oz_worker.limits import soft_limit_for_children
+from oz_worker.nameless import nameless
 from oz_worker.process import Child, Identity, Request, SpawnError, explain, spawn
 from oz_worker.unreadable import unreadable
 
@@ -214,7 +215,7 @@ def launch(launch: Launch, directory: UnitDirectory, step: str = AGENT) -> Detac
         ours.append(output := os.open(directory.output, flags, 0o600))
         stdin = subprocess.DEVNULL
         if launch.stdin:
-            ours.append(stdin := _nameless(launch.stdin, directory))
+            ours.append(stdin := nameless(launch.stdin))
         read, write = os.pipe()
         ours.append(read)
         child = spawn(Request(command, environment, launch.directory, stdin, output, read))
@@ -226,25 +227,6 @@ def launch(launch: Launch, directory: UnitDirectory, step: str = AGENT) -> Detac
         for descriptor in ours:
             os.close(descriptor)
     return Detached(child, directory, step, write)
-
-
-def _nameless(data: bytes, directory: UnitDirectory) -> int:
-    """A descriptor at the start of a file without a name that holds *data*: it goes with the last who has it open."""
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("oz_worker")
-    else:
-        path = directory.file("input")
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        os.unlink(path)
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(descriptor, view) :]
-        os.lseek(descriptor, 0, os.SEEK_SET)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
 
 
 def check_program(program: str, directory: str) -> None:

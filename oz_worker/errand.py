@@ -10,7 +10,8 @@ import time
 from typing import Mapping, NamedTuple, Sequence
 
 from oz_worker.limits import restore_open_files
-from oz_worker.process import HELPER, Child, Request, open_pidfd, spawn
+from oz_worker.nameless import nameless
+from oz_worker.process import HELPER, Child, Request, SpawnError, open_pidfd, spawn
 from oz_worker.timing import Deadline
 
 
@@ -46,16 +47,25 @@ def run(
     *merged*: both streams in one, in their order, of which the last *limit* bytes are kept; or all of it in the file
     *into*, a descriptor of the caller's.
 
-    One poll in the calling thread serves output, input, exit, *timeout* seconds and *interrupt* (a descriptor that
+    The child finds all of *stdin* there: our death does not cut it short, which would be another order than was meant.
+    One poll in the calling thread serves output, exit, *timeout* seconds and *interrupt* (a descriptor that
     becomes readable when the caller wants to leave). What holds the pipes open after the exit is waited for at most a
     second. The child carries the helper mark; its whole group is killed when it is late. Raises SpawnError.
     """
     pipe = subprocess.PIPE
     marked = {**environment, HELPER: instance}
     output, errors = into if into >= 0 else pipe, subprocess.STDOUT if merged else pipe
-    child = spawn(Request(argv, marked, directory, pipe if stdin else subprocess.DEVNULL, output, errors))
+    try:
+        given = nameless(stdin) if stdin else subprocess.DEVNULL
+    except OSError as error:
+        raise SpawnError(f"{argv[0]} cannot be given its input: {error.strerror}") from error
+    try:
+        child = spawn(Request(argv, marked, directory, given, output, errors))
+    finally:
+        if given >= 0:
+            os.close(given)
     restore_open_files(child.pid)
-    talk = _Talk(child, stdin, limit, last=merged)
+    talk = _Talk(child, limit, last=merged)
     try:
         code = talk.until_exit(Deadline(timeout), interrupt)
         if code is None:
@@ -77,17 +87,16 @@ def end(child: Child) -> None:
 
 
 class _Talk:
-    """Feeds and drains the pipes of one short child. One thread uses it."""
+    """Drains the pipes of one short child. One thread uses it."""
 
-    def __init__(self, child: Child, stdin: bytes, limit: int, *, last: bool) -> None:
+    def __init__(self, child: Child, limit: int, *, last: bool) -> None:
         self._child = child
         self._last = last
-        self._left = memoryview(stdin)
         self._limit = limit
         self.output, self.errors, self.truncated = bytearray(), bytearray(), False
         streams = ((child.stdout, self.output), (child.stderr, self.errors))
         self._readers = {descriptor: kept for descriptor, kept in streams if descriptor >= 0}
-        for descriptor in (child.stdin, child.stdout, child.stderr):
+        for descriptor in (child.stdout, child.stderr):
             if descriptor >= 0:
                 os.set_blocking(descriptor, False)
 
@@ -116,25 +125,10 @@ class _Talk:
         poll = select.poll()
         for descriptor in [*self._readers, *(d for d in extra if d >= 0)]:
             poll.register(descriptor, select.POLLIN)
-        if self._child.stdin >= 0:
-            poll.register(self._child.stdin, select.POLLOUT)
         ready = {descriptor for descriptor, _ in poll.poll(max(0.0, pause) * 1000)}
-        if self._child.stdin in ready:
-            self._feed()
         for descriptor in ready & set(self._readers):
             self._read(descriptor)
         return ready
-
-    def _feed(self) -> None:
-        try:
-            self._left = self._left[os.write(self._child.stdin, self._left[:65536]) :]
-        except BlockingIOError:
-            return
-        except OSError:  # it does not want its input; that is its business
-            self._left = self._left[:0]
-        if not self._left:
-            os.close(self._child.stdin)
-            self._child.stdin = -1
 
     def _read(self, descriptor: int) -> None:
         try:

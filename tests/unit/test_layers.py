@@ -21,6 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "process",
         "limits",
         "errand",
+        "nameless",
         "pipeline",
         "progress",
         "cgroup",

@@ -137,6 +137,24 @@ class TestErrand:
         outcome = run(["/bin/true"], environment=os.environ, instance="i", timeout=20, stdin=b"x" * 1_000_000)
         assert outcome.code == 0
 
+    def test_a_child_reads_all_of_its_input_although_we_are_killed(self, tmp_path: Path) -> None:
+        """Half an environment, or an order without its conditions, would be another order than was meant."""
+        reads = (
+            f"echo $PPID > {tmp_path}/parent; while [ ! -e {tmp_path}/go ]; do sleep 0.01; done; cat > {tmp_path}/part"
+        )
+        script = (
+            "import os\nfrom oz_worker.errand import run\n"
+            f"run(['/bin/sh', '-c', {f'{reads}; mv {tmp_path}/part {tmp_path}/read'!r}],"
+            " environment=os.environ, instance='i', timeout=60, stdin=b'x' * 1_000_000)"
+        )
+        ours = subprocess.Popen([sys.executable, "-c", script])
+        eventually((tmp_path / "parent").exists)
+        ours.kill()
+        ours.wait()
+        (tmp_path / "go").touch()
+        eventually((tmp_path / "read").exists)
+        assert (tmp_path / "read").stat().st_size == 1_000_000
+
     def test_a_late_child_is_killed_with_its_group(self, tmp_path: Path) -> None:
         script = f"sleep 60 & echo $! >{tmp_path}/pid; wait"
         outcome = run(["/bin/sh", "-c", script], environment=os.environ, instance="i", timeout=0.5)
