@@ -97,6 +97,12 @@ class Board:
                 card.exists_since = min(card.exists_since, time.monotonic())
                 card.look_at = 0.0
 
+    def mute(self, name: str) -> None:
+        """Speak no verdict on the unit: its end is about to be made, and told, by who calls this."""
+        with self._lock:
+            if (card := self._cards.get(name)) is not None:
+                card.judged = True
+
     def drop(self, name: str) -> None:
         """Hear no more of the unit."""
         with self._lock:
@@ -107,20 +113,10 @@ class Board:
         with self._lock:
             return self._cards.get(name)
 
-    def units(self) -> list[Unit]:
-        """The units that are followed."""
-        with self._lock:
-            return [card.unit for card in self._cards.values()]
-
     def is_gone(self, name: str) -> bool:
         """Whether the unit's Job is proven gone."""
         card = self.card(name)
         return card is not None and card.gone
-
-    def note_gone(self, name: str) -> None:
-        """The unit's Job does not exist any more, as the server says itself."""
-        if (card := self.card(name)) is not None:
-            self._vanished(card)
 
     # -- what the watch hears, on its thread
 

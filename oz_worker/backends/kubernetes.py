@@ -205,36 +205,38 @@ class Kubernetes:
         try:
             existing = existing or self._cluster.get("jobs", job_name(unit.key))
             if existing is None or not self._whose.is_of(existing, unit):
-                started = self._traces.was_started(unit)
-                unit.ended(
-                    job_facts.vanished(self._cluster.named(job_name(unit.key)), ())
-                    if started
-                    else job_facts.never_ran()
-                )
+                ran = self._traces.was_started(unit)
+                unit.ended(self._vanished(unit) if ran else job_facts.never_ran())
                 return
+            unit.secrets = secrets_of(existing)
+            self._board.follow(unit, existing)
+            if uses_secret(existing) and self._traces.was_started(unit):
+                self._end_if_without_secret(unit)
         except ClusterDown:
             raise
         except ClusterError as error:
             raise ClusterDown(str(error), error.said) from error
-        unit.secrets = secrets_of(existing)
-        self._board.follow(unit, existing)
-        if uses_secret(existing) and self._traces.was_started(unit) and not self._traces.has_mark(unit, _SECRET_MADE):
-            self._end_if_without_secret(unit)
         self._watch.look()  # its pods, and what happened meanwhile
+
+    def _vanished(self, unit: Unit) -> ExitFacts:
+        return job_facts.vanished(self._cluster.named(job_name(unit.key)), ())
 
     def _end_if_without_secret(self, unit: Unit) -> None:
         """A kill came between the Job and its Secret, whose values nobody knows any more: the pod waits in vain.
 
         Unless the Secret was made all the same, and the agent runs. Raises ClusterError.
         """
+        if self._traces.has_mark(unit, _SECRET_MADE):
+            return
         pods = self._cluster.find("pods", f"{UNIT}={unit.name}").items
         if any(map(job_facts.agent_started, pods)):
             return
+        self._board.mute(unit.name)
         if remains := self._stopper.delete(unit, Deadline(PROOF_SECONDS)):
             raise ClusterDown(f"{remains} has no Secret and could not be removed")
         card = self._board.card(unit.name)
-        if card is not None and not started(card):
-            unit.ended(job_facts.never_ran())
+        ran = card is not None and started(card)  # in the moment between the look and the end
+        unit.ended(self._vanished(unit) if ran else job_facts.never_ran())
 
     def stop(self, unit: Unit) -> ExitFacts:
         """Delete the Job with everything that belongs to it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from oz_worker.model import Cause, Key, Reason, unit_name
 from oz_worker.settings import KubernetesOptions
 from tests.cluster.access import Rule
 from tests.cluster.resources import JOBS, SECRETS
+from tests.cluster.test_cluster_rig import CLIENTS
 from tests.hosting import INSTANCE, eventually, written
 from tests.kubernetes.kubernetes_site import WORKER, KubernetesSite, Starting, ended, options_for, pod_template
 
@@ -46,6 +48,25 @@ def test_one_request_makes_a_task_and_two_see_it_to_its_end(site: KubernetesSite
     ended(site.started(backend, "exit 0"))
     made = site.cluster.journal.seen()[before:]
     assert [(one.verb, one.resource) for one in made if one.agent.startswith("kubectl")] == [("create", "jobs")]
+
+
+@pytest.mark.parametrize("program", CLIENTS, ids=lambda path: path.name)
+def test_every_kubectl_will_do(site: KubernetesSite, program: Path) -> None:
+    backend = site.open(kubectl_path=str(program), preflight=True, unschedulable_timeout=1.0)
+    unit = site.started(backend, "exit 4")
+    assert ended(unit).code == 4
+    assert backend.tail(unit, 100) == b""
+    assert backend.clean_up(unit, keep=False) == ""
+    hold = site.cluster.faults.hold_pods()
+    unit = site.unit("exit 0")
+    backend.prepare(unit)
+    backend.start(unit)
+    assert ended(unit).reason is Reason.UNSCHEDULABLE
+    assert backend.stragglers(unit) == ""
+    hold.end()
+    stopped = site.job(unit)
+    assert stopped is not None
+    assert stopped["spec"]["activeDeadlineSeconds"] == 1
 
 
 def test_what_is_given_arrives_to_the_letter(site: KubernetesSite) -> None:
