@@ -9,7 +9,7 @@ from oz_worker.devplane.server import ControlPlane
 from tests.containers.conftest import DockerRig
 from tests.engines.fixtures import OwnEngine
 from tests.engines.images import load_images
-from tests.rig import until
+from tests.rig import SAFETY, until
 
 
 def test_a_stop_while_the_engine_hangs_proves_nothing_and_loses_nothing(tmp_path: Path, own_engine: OwnEngine) -> None:
@@ -25,7 +25,8 @@ def test_a_stop_while_the_engine_hangs_proves_nothing_and_loses_nothing(tmp_path
         preparing = rig.submit("echo ran > $HOME/ran")
         plane.cancel(cancelled)
         worker.wait_log(f"{preparing.task_id}.* preparing")
-        assert worker.stop(signal.SIGTERM) == 0
+        worker.send(signal.SIGTERM)
+        assert worker.process.wait(2 * SAFETY) == 0  # it looks for a proof for 30 s
         assert "is still there; its slot stays taken" in worker.log
         assert "everything is gone now" not in worker.log
         assert (running.terminal.reason, cancelled.state, cancelled.closed) == ("graceful_shutdown", "cancelled", False)
