@@ -229,8 +229,8 @@ class Board:
             card.look_at = _FAR
             return None
         fresh = min(self._began.values()) >= card.asked_at
-        if job_facts.has_failed(card.job) and not card.pods and not fresh:
-            verdict = job_facts.Verdict(None, card.waits, wants_fresh=True)  # its pod tells more, if there was one
+        if _lacks_pods(card) and not fresh:
+            verdict = job_facts.Verdict(None, card.waits, wants_fresh=True)
         else:
             verdict = self._verdict(card, card.job, fresh)
         card.waits, card.wants_events, card.look_at = verdict.waits, verdict.wants_events, verdict.look_at
@@ -243,10 +243,7 @@ class Board:
 
     def _of_vanished(self, card: Card) -> ExitFacts | None:
         """Requires holding the lock. The watch of its pods may not have told of their end yet."""
-        late = (
-            card.job is not None and job_facts.has_failed(card.job) and all(map(job_facts.is_alive, card.pods.values()))
-        )
-        if late and time.monotonic() < card.gone_at + CATCH_UP_SECONDS:
+        if _lacks_pods(card) and time.monotonic() < card.gone_at + CATCH_UP_SECONDS:
             card.look_at = card.gone_at + CATCH_UP_SECONDS
             return None
         return job_facts.vanished(card.job, tuple(card.pods.values()))
@@ -284,6 +281,11 @@ class Board:
                 if uid in uids:
                     self._events[uid].append(event)
         self._events_at = time.monotonic() + EVENTS_SECONDS
+
+
+def _lacks_pods(card: Card) -> bool:
+    """Whether its Job says that it failed, and no pod says how yet."""
+    return card.job is not None and job_facts.has_failed(card.job) and all(map(job_facts.is_alive, card.pods.values()))
 
 
 def started(card: Card) -> bool:

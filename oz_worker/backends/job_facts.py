@@ -197,8 +197,10 @@ def _of_pod(job: Job, pod: Pod, limits: Limits) -> ExitFacts:
 
 
 def _ended_before(end: End, pod: Pod) -> bool:
-    """Whether the agent ended before the pod was told to go."""
-    return end.finished is not None and pod.asked_to_go is not None and end.finished < pod.asked_to_go
+    """Whether the agent ended before the pod was told to go; in the same second, whether no signal ended it."""
+    if end.finished is None or pod.asked_to_go is None:
+        return False
+    return end.finished < pod.asked_to_go or (end.finished == pod.asked_to_go and not end.signal)
 
 
 def _taken_away(pod: Pod) -> ExitFacts:

@@ -181,10 +181,18 @@ class JobWatch:
                 stream.next_at = time.monotonic() + pause
             elif not self._stopping.is_set():
                 self._open(stream)
-            stream.trouble = ""
+            if stream.trouble:
+                self._is_back(stream)
         except (ClusterError, SpawnError) as error:
             if not self._stopping.is_set():
                 self._failed(stream, error)
+
+    def _is_back(self, stream: _Stream) -> None:
+        """It answers again: then the other one is asked at once, too."""
+        stream.trouble, stream.pauses = "", _pauses()
+        for other in self._streams:
+            if other.trouble:
+                other.next_at = 0.0
 
     def _failed(self, stream: _Stream, error: Exception) -> None:
         stream.trouble = str(error)
