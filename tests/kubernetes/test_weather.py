@@ -84,11 +84,7 @@ def test_an_api_that_is_away_fails_no_task_and_takes_no_new_ones(site: Kubernete
     assert waiting.error is None
     assert ended(ending).code == 4
     assert ended(unit).code == 5
-<<<<<<< HEAD
     eventually(lambda: not backend.unavailable())
-=======
-    eventually(lambda: backend.unavailable() == "")
->>>>>>> k8s
     site.let("end")
     assert ended(running).code == 3
     for one in (running, ending, unit):
