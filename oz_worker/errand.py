@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import select
 import signal
@@ -49,13 +51,22 @@ def run(
     One poll in the calling thread serves output, input, exit, *timeout* seconds and *interrupt* (a descriptor that
     becomes readable when the caller wants to leave). What holds the pipes open after the exit is waited for at most a
     second. The child carries the helper mark; its whole group is killed when it is late. Raises SpawnError.
+
+    Where *stdin* fits into a pipe it is all there before the child is: a kill of this process must not let an order
+    without its conditions through. Longer ones may be cut off by that, which who reads them has to notice.
     """
     pipe = subprocess.PIPE
     marked = {**environment, HELPER: instance}
     output, errors = into if into >= 0 else pipe, subprocess.STDOUT if merged else pipe
-    child = spawn(Request(argv, marked, directory, pipe if stdin else subprocess.DEVNULL, output, errors))
+    filled = _filled(stdin)
+    source = filled if filled >= 0 else pipe if stdin else subprocess.DEVNULL
+    try:
+        child = spawn(Request(argv, marked, directory, source, output, errors))
+    finally:
+        if filled >= 0:
+            os.close(filled)
     restore_open_files(child.pid)
-    talk = _Talk(child, stdin, limit, last=merged)
+    talk = _Talk(child, b"" if filled >= 0 else stdin, limit, last=merged)
     try:
         code = talk.until_exit(Deadline(timeout), interrupt)
         if code is None:
@@ -64,6 +75,26 @@ def run(
         return Outcome(code, bytes(talk.output[-limit:]), bytes(talk.errors), talk.truncated, late=code is None)
     finally:
         end(child)
+
+
+def _filled(data: bytes) -> int:
+    """The reading end of a pipe that holds all of *data* and is closed to writers; -1 where it is too long for one."""
+    if not data:
+        return -1
+    read, write = os.pipe()
+    try:
+        if len(data) > select.PIPE_BUF and hasattr(fcntl, "F_SETPIPE_SZ"):
+            with contextlib.suppress(OSError):  # more than this system lets a pipe hold
+                fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, len(data))
+        os.set_blocking(write, False)
+        if os.write(write, data) == len(data):
+            return read
+    except BlockingIOError:
+        pass
+    finally:
+        os.close(write)
+    os.close(read)
+    return -1
 
 
 def end(child: Child) -> None:

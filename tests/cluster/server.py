@@ -113,14 +113,27 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _body(self) -> bytes:
         if "chunked" not in self.headers.get("transfer-encoding", ""):
-            return self.rfile.read(int(self.headers.get("content-length") or 0))
+            return self._bytes(int(self.headers.get("content-length") or 0))
         parts = []
-        while size := int(self.rfile.readline().split(b";")[0] or b"0", 16):
-            parts.append(self.rfile.read(size))
-            self.rfile.readline()
-        while self.rfile.readline().strip():
+        while size := int(self._line().split(b";")[0], 16):
+            parts.append(self._bytes(size))
+            self._line()
+        while self._line().strip():
             pass  # trailers
         return b"".join(parts)
+
+    def _bytes(self, size: int) -> bytes:
+        data = self.rfile.read(size)
+        if len(data) < size:
+            raise ConnectionError("the body of a request was cut off")
+        return data
+
+    def _line(self) -> bytes:
+        """The next line of a body. One that is cut off is no body: what it was to say is not known."""
+        line = self.rfile.readline()
+        if not line.endswith(b"\n"):
+            raise ConnectionError("the body of a request was cut off")
+        return line
 
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _one
 

@@ -176,3 +176,24 @@ class TestErrand:
             thread.join()
         assert sorted(code for code in codes if code is not None) == list(range(20))
         assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("size", [1, 60_000, 500_000])
+def test_what_a_child_is_to_read_is_whole_although_we_are_killed(tmp_path: Path, size: int) -> None:
+    """An order that lost its conditions on the way would be another order."""
+    read = tmp_path / "read"
+    child = f"kill -KILL $PPID; cat > {read}.new; mv {read}.new {read}"
+    script = (
+        "import os; from oz_worker.errand import run\n"
+        f"run(['/bin/sh', '-c', {child!r}], stdin=b'x' * {size}, environment=dict(os.environ), instance='', timeout=60)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL
+    eventually(read.exists)
+    assert read.stat().st_size == size
+
+
+def test_more_than_a_pipe_holds_arrives_too() -> None:
+    data = os.urandom(1 << 20) * 4
+    outcome = run(["/bin/cat"], environment=dict(os.environ), instance="i", timeout=60, stdin=data, limit=1 << 23)
+    assert (outcome.code, outcome.output == data) == (0, True)
