@@ -26,8 +26,8 @@ EVENTS_SECONDS = 5.0
 _FEW = 4
 """The events of so many things are asked for one by one; of more, those of the whole namespace are."""
 _EVENT_PAGES = 6
-CATCH_UP_SECONDS = 3.0
-"""How long a Job that failed and is gone waits for what the watch of pods has to tell."""
+CATCH_UP_SECONDS = 5.0
+"""How long a Job that failed waits for what the watch of pods has to tell."""
 _FAR = float("inf")
 
 
@@ -44,6 +44,7 @@ class Card:
         self.look_at = _FAR
         self.wants_events = False
         self.asked_at = _FAR  # what began to be listed after this is fresh enough for a verdict that ends something
+        self.lacks_since = _FAR  # it failed then, and no pod has told how
         self.asks = False  # a list is to be asked for
         self.gone_at = _FAR  # from then on it does not exist any more
         self.judged = False  # its verdict is spoken
@@ -230,6 +231,8 @@ class Board:
             return None
         fresh = min(self._began.values()) >= card.asked_at
         if _lacks_pods(card) and not fresh:
+            if self._may_catch_up(card):
+                return None
             verdict = job_facts.Verdict(None, card.waits, wants_fresh=True)
         else:
             verdict = self._verdict(card, card.job, fresh)
@@ -242,11 +245,21 @@ class Board:
         return verdict.facts
 
     def _of_vanished(self, card: Card) -> ExitFacts | None:
-        """Requires holding the lock. The watch of its pods may not have told of their end yet."""
-        if _lacks_pods(card) and time.monotonic() < card.gone_at + CATCH_UP_SECONDS:
-            card.look_at = card.gone_at + CATCH_UP_SECONDS
+        """Requires holding the lock."""
+        if _lacks_pods(card) and self._may_catch_up(card):
             return None
         return job_facts.vanished(card.job, tuple(card.pods.values()))
+
+    @staticmethod
+    def _may_catch_up(card: Card) -> bool:
+        """Whether the watch of pods still has time to tell how they ended, which a list of what exists cannot.
+
+        Requires holding the lock.
+        """
+        now = time.monotonic()
+        card.lacks_since = min(card.lacks_since, now)
+        card.look_at = card.lacks_since + CATCH_UP_SECONDS
+        return now < card.look_at
 
     def _verdict(self, card: Card, job: Object, fresh: bool) -> job_facts.Verdict:
         owners = [job, *card.pods.values()]
