@@ -269,6 +269,10 @@ class Engine:
         """A task has reached its running state."""
         self._on_change()
 
+    def waits_for_proof(self) -> None:
+        """A task no longer holds up a stop."""
+        self._on_change()
+
     def slot_freed(self, task: Task) -> None:
         """The task no longer counts against the limit."""
         self.registry.free_slot(task)

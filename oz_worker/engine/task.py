@@ -43,6 +43,9 @@ class Surroundings(Protocol):
     def runs(self) -> None:
         """A task has reached its running state: a stop under `preserve` may be waiting for that."""
 
+    def waits_for_proof(self) -> None:
+        """Nothing is left to do for a task but to see it gone: a stop need not wait for it."""
+
     def slot_freed(self, task: Task) -> None:
         """The task no longer counts against the limit. Called once."""
 
@@ -345,6 +348,7 @@ class Task:
             return
         logger.warning("task %s: %s is still there; its slot stays taken", self.key.task_id, self.row.remains)
         self.awaiting_proof = True
+        self._around.waits_for_proof()
         self.unit.order_stop(Cause.SHUTDOWN, 0)
         while self.row.remains:
             self.row.remains = self._guarded(lambda: self.instance.backend.stop(self.unit).remains)
