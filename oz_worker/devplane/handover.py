@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 
 GRACE_SECONDS = 2.0
+CANCELLED = "cancelled"
+"""In a run's directory: the cancel command has seen the end of the agent, which may have ended before its first word."""
 
 
 def run_directory(root: Path, run_id: str, execution_id: str) -> Path:
@@ -47,21 +49,29 @@ def dispatch(root: Path) -> int:
 
 
 def cancel(place: Path) -> int:
-    """End the group that `dispatch` started: TERM, and KILL after a grace. Gone already is success."""
+    """End the group that `dispatch` started, and note that it is gone. Gone already is success."""
     try:
         pid = int((place / "pid").read_text())
     except (OSError, ValueError):
         return 0
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        ends = time.monotonic() + GRACE_SECONDS
-        try:
-            if _runs(pid):
-                os.killpg(pid, number)
-            while time.monotonic() < ends and _runs(pid):
-                time.sleep(0.02)
-        except (ProcessLookupError, PermissionError):
-            return 0
+    if not _gone(pid):
+        return 1
+    (place / CANCELLED).touch()
     return 0
+
+
+def _gone(group: int) -> bool:
+    """TERM, and KILL after a grace; whether nothing of the group runs any more."""
+    try:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            ends = time.monotonic() + GRACE_SECONDS
+            if _runs(group):
+                os.killpg(group, number)
+            while time.monotonic() < ends and _runs(group):
+                time.sleep(0.02)
+        return not _runs(group)
+    except (ProcessLookupError, PermissionError):
+        return True
 
 
 def _runs(group: int) -> bool:

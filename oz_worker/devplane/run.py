@@ -293,9 +293,15 @@ class _Run:
             close_by = (task.ended_at or 0.0) + CLOSE_SECONDS
             closed = task.closed or task.state != "cancelled" or time.monotonic() >= close_by
             return task.acknowledged and closed
-        handed_over = self._options.backend == "command" and task.claimed
+        if self._options.backend != "command" or not task.claimed:
+            return False
         late = task.cancelled_at is not None and time.monotonic() >= task.cancelled_at + CLOSE_SECONDS
-        return handed_over and (task.agent_code is not None or late)
+        return task.agent_code is not None or self._agent_gone(task) or late
+
+    def _agent_gone(self, task: Task) -> bool:
+        """Whether a dispatched agent was seen to end by its cancel, perhaps before it could say a word."""
+        stage = self._stage
+        return task.cancelled_at is not None and stage is not None and stage.cancelled(task.task_id, task.execution_id)
 
     def _judged(self, code: int) -> int:
         """Stop the worker and say what became of everything."""
@@ -329,7 +335,9 @@ class _Run:
 
     def _as_asked(self, task: Task) -> bool:
         if self._options.backend == "command" and task.claimed and not task.ended:
-            return task.agent_code == 0 or (task.agent_code is not None and task.cancelled_at is not None)
+            if task.cancelled_at is None:
+                return task.agent_code == 0
+            return task.agent_code is not None or self._agent_gone(task)
         if task.cancelled_at is not None and task.state == "cancelled":
             return task.closed
         return task.state == "completed"

@@ -17,6 +17,7 @@ from typing import Callable, Mapping
 
 import psutil
 
+from oz_worker.devplane import handover
 from oz_worker.devplane.guest import Guest
 
 HERE = Path(__file__).resolve().parent
@@ -88,6 +89,10 @@ class Stage:
             except subprocess.TimeoutExpired:
                 continue
         return self.worker.poll()
+
+    def cancelled(self, task_id: str, execution_id: str) -> bool:
+        """Whether the cancel command of the backend `command` has seen the end of this agent."""
+        return (handover.run_directory(self._runs, task_id, execution_id) / handover.CANCELLED).exists()
 
     def leftovers(self) -> list[str]:
         """What a worker that has stopped should have removed: workspaces and containers that still stand."""

@@ -103,6 +103,17 @@ def test_the_command_backend_hands_over_and_cancels(dev: Any, tmp_path: Path) ->
     assert nothing_left(tmp_path)
 
 
+def test_an_agent_that_is_cancelled_before_its_first_word_has_ended_as_asked(dev: Any, tmp_path: Path) -> None:
+    oz = tmp_path / "oz"
+    oz.write_text("#!/bin/sh\nexec sleep 100\n")
+    oz.chmod(0o700)
+    call = dev("--backend", "command", "--cancel-after", "100ms", "--oz-path", str(oz), "--", "true")
+    code, out = call.end()
+    assert (code, "done" in out, "agent ended" in out) == (0, True, False), out
+    oz.unlink()
+    assert nothing_left(tmp_path)
+
+
 def test_an_interrupt_leaves_nothing_behind(dev: Any, tmp_path: Path) -> None:
     call = dev("--", "echo up; sleep 100")
     call.line(r"\| up")
