@@ -30,7 +30,7 @@ from oz_worker.process import (
     read_stat,
     signal_exactly,
 )
-from oz_worker.unreadable import Unreadable, unreadable
+from oz_worker.unreadable import Unreadable, patiently, unreadable
 
 logger = logging.getLogger(__name__)
 
@@ -358,8 +358,15 @@ def _name(pid: int) -> str:
     return os.path.basename(arguments[0]) if arguments else "?"
 
 
+def end_earlier_helpers(instance: str) -> None:
+    """Kill what a dead worker of *instance* left of its short CLI children (rule 5). Raises Unreadable."""
+    ended = patiently(lambda: end_helpers(instance))
+    if ended:
+        logger.info("ended %d helper processes of an earlier worker", ended)
+
+
 def end_helpers(instance: str) -> int:
-    """Kill the short CLI children that a dead worker of *instance* left behind (rule 5); how many there were."""
+    """Kill the short CLI children of *instance*; how many there were. Raises Unreadable."""
     snapshot = read_processes(HELPER)
     found = [pid for pid, mark in snapshot.marks.items() if mark == instance and pid != os.getpid()]
     for pid in found:

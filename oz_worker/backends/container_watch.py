@@ -132,7 +132,7 @@ class Watch:
 
     def _listen(self) -> None:
         """One stream from its beginning to its end. Raises EngineError when the engine does not answer."""
-        since = self._engine.facts().clock
+        since = self._engine.clock()
         self._list()
         child = spawn(
             Request(

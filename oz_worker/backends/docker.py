@@ -25,6 +25,8 @@ from oz_worker.backends.container_traces import Traces
 from oz_worker.backends.container_watch import Ears, Watch
 from oz_worker.backends.environ import secrets_in, worker_environment
 from oz_worker.backends.patience import Patience
+from oz_worker.backends.removed import Removed
+from oz_worker.backends.silence import Silence
 from oz_worker.backends.turns import Turns
 from oz_worker.containers import Engine
 from oz_worker.engine_words import LABEL, Container, EngineDown, EngineError, NoSuch
@@ -32,14 +34,13 @@ from oz_worker.engines import environment_for, find_program, opened
 from oz_worker.errors import Stopped, TaskFault
 from oz_worker.model import ExitFacts, Key
 from oz_worker.settings import DockerOptions
-from oz_worker.tree import end_helpers
-from oz_worker.unreadable import Unreadable, patiently
+from oz_worker.tree import end_earlier_helpers, end_helpers
+from oz_worker.unreadable import Unreadable
 
 logger = logging.getLogger(__name__)
 
 _COMMAND_TIMEOUT = 60.0
 _CLOSE_SECONDS = 3.0
-_REMEMBERED = 1000
 _AT_ONCE = 8
 
 
@@ -53,9 +54,8 @@ class _Known(NamedTuple):
 class Docker:
     """The backend `docker`. Its contract is `Backend`'s.
 
-    The lock guards `_units` (who is told of a container's end) and `_gone` (names that were removed here: one that
-    appears all the same was made late by a request of a dead program, and is removed). `_ready` and `_unproven` are
-    touched by each unit's own thread only, for its own entry, `_silence` written by the watch's.
+    The lock guards `_units` (who is told of a container's end). `_ready` and `_unproven` are touched by each unit's own
+    thread only, for its own entry.
     """
 
     def __init__(
@@ -79,11 +79,11 @@ class Docker:
         self._on_death = on_death
         self._lock = threading.Lock()
         self._units: dict[str, _Known] = {}
-        self._gone: dict[str, Unit] = {}
+        self._removed = Removed()
         self._ready: dict[str, Ready] = {}
         self._unproven: set[str] = set()
         self._turns = Turns(_AT_ONCE)
-        self._silence = ""
+        self._silence = Silence(f"the {options.engine} engine")
 
     # -- the worker's life ---------------------------------------------------------------------------------------
 
@@ -91,9 +91,7 @@ class Docker:
         """End helpers of a dead worker, look at the engine, start the watch. Raises NotUsable."""
         options = self._options
         program = find_program(options.engine, options.engine_path, self._host)
-        helpers = patiently(lambda: end_helpers(self._instance))
-        if helpers:
-            logger.info("ended %d helper processes of an earlier worker", helpers)
+        end_earlier_helpers(self._instance)
         self._engine = engine = Engine(
             options.engine,
             program,
@@ -129,7 +127,7 @@ class Docker:
             made=self._made,
             removed=self._supplies.sidecars.mark_gone,
             silent=self._silent,
-            answers=self._answers,
+            answers=self._silence.ends,
         )
         self._watch = Watch(engine, f"{LABEL}worker={self._worker_id}", ears, self._on_death)
         self._watch.start()
@@ -143,7 +141,7 @@ class Docker:
 
     def unavailable(self) -> str:
         """Why no work can be taken just now."""
-        return self._silence
+        return self._silence.why
 
     # -- one unit's life -----------------------------------------------------------------------------------------
 
@@ -160,8 +158,8 @@ class Docker:
         """Start the container. An image or a volume that is gone since it was looked at is got again."""
         _give_way(unit)
         name = container_name(unit)
+        self._removed.forget(name)
         with self._lock:
-            self._gone.pop(name, None)
             self._units[name] = _Known(unit, started=False)
         self._watch.follow(name, exists=False)  # before it runs: it may be over before its start returns
         try:
@@ -276,7 +274,7 @@ class Docker:
             self._units[name] = _Known(unit, started=True)
         if unit.facts is None:
             self._watch.follow(name, exists=True)
-            if unit.spec is None or self._silence:
+            if unit.spec is None or self._silence.why:
                 self._watch.look()  # it may have ended before it was followed
 
     def stop(self, unit: Unit) -> ExitFacts:
@@ -307,19 +305,13 @@ class Docker:
             return f"container {name} is removed later: {why}"
         troubles = [self._remove(unit)]
         if not troubles[0]:
-            self._note_gone(name, unit)
+            self._removed.note(name, unit)
         spec = unit.spec
         if spec is None or any(sidecar.read_write for sidecar in spec.sidecars):
             troubles.append(self._supplies.sidecars.drop_private(unit))
         if not any(troubles):  # what says that it exists goes last
             troubles.append(self._traces.forget(unit))
         return "; ".join(filter(None, troubles))
-
-    def _note_gone(self, name: str, unit: Unit) -> None:
-        with self._lock:
-            self._gone[name] = Unit(unit.name, unit.instance, unit.key)
-            for old in list(self._gone)[:-_REMEMBERED]:
-                del self._gone[old]
 
     def _remove(self, unit: Unit) -> str:
         """By its id, and only what is held here: another's container may bear the name of a unit that was refused."""
@@ -386,17 +378,14 @@ class Docker:
 
     def _made(self, name: str) -> None:
         """A container that was removed here and exists all the same was made late, by a request of a dead program."""
-        with self._lock:
-            removed = self._gone.get(name)
+        removed = self._removed.unit(name)
         # What tells of it may be older than its removal: only one that exists now, and is ours, is another one.
         if removed is not None and self._held(removed) is not None:
             logger.warning("removing %s, which was made after its task had ended", name)
             self._remove(removed)
 
     def _silent(self, seconds: float, why: str) -> None:
-        if not self._silence:
-            logger.warning("the engine does not answer: %s; running tasks go on", why)
-        self._silence = f"the {self._engine.kind} engine does not answer: {why}"
+        self._silence.goes_on(why)
         limit = self._options.engine_down_timeout
         if limit and seconds > limit:
             with self._lock:
@@ -404,11 +393,6 @@ class Docker:
             for entry in known:
                 if entry.started:
                     entry.unit.ended(self._silence_of(entry.unit, why))
-
-    def _answers(self) -> None:
-        if self._silence:
-            logger.info("the engine answers again")
-        self._silence = ""
 
     # -- small things --------------------------------------------------------------------------------------------
 
@@ -423,7 +407,7 @@ class Docker:
 
     def _no_answer(self, unit: Unit) -> str:
         """Why nothing is asked of the engine about a unit that has ended; "" when it answers."""
-        return self._silence or ("how it ended is not known" if unit.name in self._unproven else "")
+        return self._silence.why or ("how it ended is not known" if unit.name in self._unproven else "")
 
     def _unit(self, name: str) -> Unit | None:
         with self._lock:

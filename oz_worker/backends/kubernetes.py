@@ -32,13 +32,15 @@ from oz_worker.backends.job_watch import Ears, JobWatch
 from oz_worker.backends.job_whose import Whose, age, found, is_going, is_kept, is_over
 from oz_worker.backends.patience import Patience
 from oz_worker.backends.preflight import Preflight
+from oz_worker.backends.removed import Removed
+from oz_worker.backends.silence import Silence
 from oz_worker.cluster import ClusterDown, ClusterError, Object
 from oz_worker.errors import Stopped, TaskFault
 from oz_worker.model import Cause, ExitFacts
 from oz_worker.settings import KubernetesOptions
 from oz_worker.timing import Deadline
-from oz_worker.tree import end_helpers
-from oz_worker.unreadable import Unreadable, patiently
+from oz_worker.tree import end_earlier_helpers, end_helpers
+from oz_worker.unreadable import Unreadable
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +50,6 @@ RECENT_SECONDS = 600.0
 """A failed Job without any trace on our disk is reported once more if it ended since then (design 12, rule 27)."""
 _SECRET_MADE = "secret-made"
 _CLOSE_SECONDS = 3.0
-_REMEMBERED = 1000
 _LAST_WORDS_BYTES = 64 << 10
 _LEAST_GRACE = 30
 """Kubernetes' own default of a pod's grace."""
@@ -57,10 +58,8 @@ _LEAST_GRACE = 30
 class Kubernetes:
     """The backend `kubernetes`. Its contract is `Backend`'s.
 
-    The lock guards `_gone` (units that were removed here: a Job of one that appears all the same was made late by a
-    request of a dead program, and is removed) and `_snapshot` (what `recover` saw, until it is attached). `_silence`
-    is written by the watch's thread; an entry of `_last_words` (the output of a unit that is deleted at its deadline)
-    is touched by its unit's thread only.
+    The lock guards `_snapshot` (what `recover` saw, until it is attached). An entry of `_last_words` (the output of a
+    unit that is deleted at its deadline) is touched by its unit's thread only.
     """
 
     def __init__(
@@ -87,19 +86,17 @@ class Kubernetes:
         self._log_max = task_log_max
         self._on_death = on_death
         self._lock = threading.Lock()
-        self._gone: dict[str, Unit] = {}
+        self._removed = Removed()
         self._snapshot: dict[str, Object] = {}
         self._last_words: dict[str, bytes] = {}
-        self._silence = ""
+        self._silence = Silence("the cluster")
 
     # -- the worker's life ---------------------------------------------------------------------------------------
 
     def open(self) -> None:
         """End helpers of a dead worker, prove that tasks can run, start the watch. Raises NotUsable."""
         options, environment = self._options, worker_environment(self._host)
-        helpers = patiently(lambda: end_helpers(self._instance))
-        if helpers:
-            logger.info("ended %d helper processes of an earlier worker", helpers)
+        end_earlier_helpers(self._instance)
         self._traces = Traces(self._directory, self._worker_id)
         self._traces.open()
         self._cluster = cluster = clusters.cluster_for(
@@ -128,7 +125,7 @@ class Kubernetes:
             due=self._board.due,
             busy=self._board.busy,
             silent=self._silent,
-            answers=self._answers,
+            answers=self._silence.ends,
         )
         self._watch = JobWatch(cluster, self._selector(), ears, self._on_death)
         self._watch.start()
@@ -141,7 +138,7 @@ class Kubernetes:
 
     def unavailable(self) -> str:
         """Why no work can be taken just now."""
-        return self._silence
+        return self._silence.why
 
     # -- one unit's life -----------------------------------------------------------------------------------------
 
@@ -159,8 +156,7 @@ class Kubernetes:
         assert unit.spec is not None
         ids = {"worker_id": self._worker_id, "instance": self._instance}
         thing = job(self._options, unit, unit.spec, **ids, cleanup=self._cleanup)
-        with self._lock:
-            self._gone.pop(unit.name, None)
+        self._removed.forget(unit.name)
         self._board.follow(unit)  # before it exists: it may be over before its creation is answered
         try:
             self._traces.starting(unit)
@@ -187,7 +183,7 @@ class Kubernetes:
 
     def _give_up(self, unit: Unit) -> None:
         """A Job that may have been made all the same must not run: it is removed now, or when it appears."""
-        self._note_gone(unit)
+        self._removed.note(unit.name, unit)
         if trouble := self._stopper.remove(unit):
             logger.warning("%s", trouble)
 
@@ -244,7 +240,7 @@ class Kubernetes:
         if unit.cause is Cause.DEADLINE and unit.facts is None and unit.secrets is not None:
             self._last_words[unit.name] = self.tail(unit, _LAST_WORDS_BYTES)  # they go with the Job
         facts = self._stopper.stop(unit, ran=card is None or card.existed)
-        self._note_gone(unit)
+        self._removed.note(unit.name, unit)
         return facts
 
     def stragglers(self, unit: Unit) -> str:
@@ -261,20 +257,14 @@ class Kubernetes:
         if keep:
             self._board.drop(unit.name)
             return ""
-        if self._silence:
-            return f"the Job {job_name(unit.key)} is removed later: {self._silence}"
+        if why := self._silence.why:
+            return f"the Job {job_name(unit.key)} is removed later: {why}"
         trouble = self._stopper.remove(unit)
         if not trouble:
             self._board.drop(unit.name)
-            self._note_gone(unit)
+            self._removed.note(unit.name, unit)
             trouble = self._traces.forget(unit)  # what says that it exists goes last
         return trouble
-
-    def _note_gone(self, unit: Unit) -> None:
-        with self._lock:
-            self._gone[unit.name] = Unit(unit.name, unit.instance, unit.key)
-            for old in list(self._gone)[:-_REMEMBERED]:
-                del self._gone[old]
 
     def output_at(self, unit: Unit) -> str:
         """The command that shows it."""
@@ -284,11 +274,11 @@ class Kubernetes:
         """The end of the unit's output."""
         if unit.name in self._last_words:
             return self._last_words[unit.name][-limit:]
-        return b"" if self._silence else self._output.tail(unit, limit)
+        return b"" if self._silence.why else self._output.tail(unit, limit)
 
     def collect(self, unit: Unit) -> str:
         """Fetch the output from the cluster, if it answers at all."""
-        return self._silence or self._output.collect(unit, self._traces.directory(unit).output)
+        return self._silence.why or self._output.collect(unit, self._traces.directory(unit).output)
 
     def recover(self) -> Sequence[Found]:
         """List the units of this instance, those included that failed lately and of which no trace is left here."""
@@ -317,22 +307,14 @@ class Kubernetes:
     def _late(self, thing: Object) -> None:
         """A Job of a unit that was removed here was made late, by a request of a dead program."""
         unit = found(thing)
-        with self._lock:
-            removed = self._gone.get(unit.name) if unit is not None else None
+        removed = self._removed.unit(unit.name) if unit is not None else None
         if removed is not None and not is_going(thing):
             logger.warning("removing the Job %s, which was made after its task had ended", thing["metadata"]["name"])
             if trouble := self._stopper.remove(removed):
                 logger.warning("%s", trouble)
 
     def _silent(self, seconds: float, why: str) -> None:
-        if not self._silence:
-            logger.warning("the cluster does not answer: %s; running tasks go on", why)
-        self._silence = f"the cluster does not answer: {why}"
-
-    def _answers(self) -> None:
-        if self._silence:
-            logger.info("the cluster answers again")
-        self._silence = ""
+        self._silence.goes_on(why)
 
     # -- small things --------------------------------------------------------------------------------------------
 

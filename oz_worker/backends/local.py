@@ -16,7 +16,7 @@ from oz_worker.backends.workspace import remove_tree
 from oz_worker.cgroup import Cgroup, cgroup_base
 from oz_worker.detached import AGENT, Launch, UnitDirectory, launch
 from oz_worker.limits import raise_open_files
-from oz_worker.tree import MARK, Processes, Tree, end_helpers
+from oz_worker.tree import MARK, Processes, Tree, end_earlier_helpers
 from oz_worker.unreadable import patiently
 from oz_worker.watcher import Watcher, become_subreaper
 
@@ -191,9 +191,7 @@ class LocalUnits:
 
         Raises Unreadable when that cannot be known: a unit that is not listed would be taken for one that never was.
         """
-        helpers = patiently(lambda: end_helpers(self.instance))
-        if helpers:
-            logger.info("ended %d helper processes of an earlier worker", helpers)
+        end_earlier_helpers(self.instance)
         found = self.units()
         directories = unit_root.directories(self._root)
         for path in self._cgroups.glob(f"oz-{self.instance}-*") if self._cgroups else ():

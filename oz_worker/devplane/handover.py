@@ -19,7 +19,7 @@ from pathlib import Path
 
 GRACE_SECONDS = 2.0
 CANCELLED = "cancelled"
-"""In a run's directory: the cancel command has seen the end of the agent, which may have ended before its first word."""
+"""In a run's directory: the cancel command has seen the end of the agent, perhaps before its first word."""
 
 
 def run_directory(root: Path, run_id: str, execution_id: str) -> Path:

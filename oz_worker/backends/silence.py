@@ -1,0 +1,28 @@
+"""Whether an engine or a cluster answers, as the thread that watches it finds: said once when it changes."""
+
+from __future__ import annotations
+
+import logging
+
+logger = logging.getLogger(__name__)
+
+
+class Silence:
+    """What *whom* (`the docker engine`) is said to be. Written by the watch's thread alone, read by any."""
+
+    def __init__(self, whom: str) -> None:
+        self._whom = whom
+        self.why = ""
+        """One sentence while nothing answers, "" otherwise."""
+
+    def goes_on(self, why: str) -> None:
+        """A call went unanswered."""
+        if not self.why:
+            logger.warning("%s does not answer: %s; running tasks go on", self._whom, why)
+        self.why = f"{self._whom} does not answer: {why}"
+
+    def ends(self) -> None:
+        """A call was answered."""
+        if self.why:
+            logger.info("%s answers again", self._whom)
+        self.why = ""
