@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
-import random
 import signal
-import subprocess
 import sys
 
 import pytest
 
 from oz_worker.devplane.tasks import Task
+from tests.faults.kills import kill_at_random_instants, loops, ran_once, redeliver_unclaimed
 from tests.rig import ROOT, SAFETY, Rig, Worker, until
-
-SEED = int(os.environ.get("OZ_TEST_SEED", "20261121"))
 
 
 def test_a_running_task_survives_and_its_true_exit_code_is_reported(rig: Rig) -> None:
@@ -146,20 +142,12 @@ def test_a_kill_at_every_single_commit(rig: Rig, when: str) -> None:
     else:
         raise AssertionError("the work never came to its end")
     assert commit > 8, "this many commits at least are in the life of two tasks"
-    runs = (rig.place / "runs").read_text().split()
-    assert len(runs) == len(set(runs)), "an agent ran twice"
+    ran_once(rig)
     rig.audit()
 
 
 def _claimed(task: Task) -> bool:
     return task.claimed or task.ended
-
-
-def redeliver_unclaimed(rig: Rig, *tasks: Task) -> None:
-    """Assign again what no worker has claimed yet."""
-    for task in tasks:
-        if not _claimed(task):
-            rig.plane.redeliver(task)
 
 
 def _dead_or_done(rig: Rig, worker: Worker, slow: Task, quick: Task) -> str:
@@ -174,29 +162,7 @@ def _dead_or_done(rig: Rig, worker: Worker, slow: Task, quick: Task) -> str:
         return "done" if slow.acknowledged and quick.acknowledged and slow.closed else ""
 
 
-@pytest.mark.parametrize(
-    "kills", [20, pytest.param(1000, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])], ids=lambda n: f"{n}-kills"
-)
+@loops(20, soak=1000)
 def test_kills_at_random_instants(rig: Rig, kills: int) -> None:
-    rng = random.Random(SEED)
-    rig.config["max_concurrent_tasks"] = 4
-    rig.start().stop()
-    tasks = []
-    for number in range(kills):
-        config = rig.place / "config.yaml"
-        argv = rig.command_line("--config-file", str(config), "--web-socket-url", rig.plane.url)
-        worker = Worker(argv, rig.env, rig.log)
-        rig.workers.append(worker)
-        script = f"echo run-$TASK_ID-$RUN >> $HOME/runs; sleep {rng.uniform(0, 0.5):.2f}; exit {rng.choice([0, 1])}"
-        tasks += [rig.submit(script, task_id=f"t{number}-{n}") for n in range(2)]
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            worker.process.wait(rng.uniform(0.1, 1.0))
-        worker.kill()
-    worker = rig.start()
-    for task in tasks:
-        redeliver_unclaimed(rig, task)
-    rig.plane.wait_acknowledged(*tasks, timeout=2 * SAFETY)
-    runs = (rig.place / "runs").read_text().split()
-    assert len(runs) == len(set(runs)), "an agent ran twice"
-    assert worker.stop() == 0
+    assert kill_at_random_instants(rig, kills, within=(0.1, 1.0)).stop() == 0
     rig.audit()

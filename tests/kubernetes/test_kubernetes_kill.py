@@ -9,38 +9,17 @@ import subprocess
 import pytest
 
 from oz_worker.backends.job_object import TASK_ID
-from tests.faults.test_kill import SEED, redeliver_unclaimed
+from tests.faults.kills import SEED, kill_at_random_instants, loops, ran_once
 from tests.kubernetes.conftest import KubernetesRig
-from tests.rig import SAFETY, Worker, until
+from tests.rig import SAFETY, until
 
 
-@pytest.mark.parametrize(
-    "kills", [8, pytest.param(200, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])], ids=lambda n: f"{n}-kills"
-)
+@loops(8, soak=200)
 @pytest.mark.parametrize("in_secret", [False, True], ids=["plain", "env-in-secret"])
 def test_kills_at_random_instants(kubernetes_rig: KubernetesRig, kills: int, in_secret: bool) -> None:
     rig = kubernetes_rig
-    rng = random.Random(SEED)
-    rig.config["max_concurrent_tasks"] = 4
     rig.kubernetes["env_in_secret"] = in_secret
-    rig.start().stop()
-    tasks = []
-    for number in range(kills):
-        config = rig.place / "config.yaml"
-        argv = rig.command_line("--config-file", str(config), "--web-socket-url", rig.plane.url)
-        worker = Worker(argv, rig.env, rig.log)
-        rig.workers.append(worker)
-        script = f"echo $TASK_ID >> $HOME/runs; sleep {rng.uniform(0, 0.5):.2f}; exit {rng.choice([0, 1])}"
-        tasks += [rig.submit(script, task_id=f"t{number}-{n}") for n in range(2)]
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            worker.process.wait(rng.uniform(0.3, 3.0))
-        worker.kill()
-    worker = rig.start()
-    for task in tasks:
-        redeliver_unclaimed(rig, task)
-    rig.plane.wait_acknowledged(*tasks, timeout=3 * SAFETY)
-    runs = (rig.place / "runs").read_text().split()
-    assert len(runs) == len(set(runs)), "an agent ran twice"
+    worker = kill_at_random_instants(rig, kills, within=(0.3, 3.0))
     rig.settled()
     assert worker.stop() == 0
     rig.audit()
@@ -65,8 +44,7 @@ def test_kills_and_lost_disks_run_nothing_twice(kubernetes_rig: KubernetesRig) -
                 rig.plane.redeliver(task)  # the server's own clock would do it
         rig.plane.wait_acknowledged(*tasks, timeout=3 * SAFETY)
         worker.kill()
-    runs = (rig.place / "runs").read_text().split()
-    assert len(runs) == len(set(runs)), "an agent ran twice"
+    ran_once(rig)
     worker = rig.start()
     until(lambda: rig.jobs() == [], "the removal of what was killed before its removal")
     rig.settled()
