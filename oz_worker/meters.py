@@ -52,12 +52,15 @@ class Point(NamedTuple):
 
 
 class Distribution(NamedTuple):
-    """One label set of a histogram. `buckets` are counts per bucket, not cumulative; the last one is +Inf."""
+    """One label set of a histogram. `buckets` are counts per bucket, not cumulative; the last one is +Inf.
+
+    `total` is the sum of what was observed, `number` how many times.
+    """
 
     labels: Labels
     buckets: tuple[int, ...]
     total: float
-    count: int
+    number: int
 
 
 class Family(NamedTuple):
