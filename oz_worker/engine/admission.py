@@ -38,6 +38,7 @@ from oz_worker.meters import Meters
 from oz_worker.model import Cause, Key, Refusal, Report, ReportKind, TaskSpec, unit_name
 from oz_worker.rows import OutboxRow, TaskRow
 from oz_worker.store import peek
+from oz_worker.tracing import NO_TRACER, Tracer
 
 logger = logging.getLogger(__name__)
 
@@ -77,9 +78,11 @@ class Engine:
         encode: Callable[[Report], str],
         on_change: Callable[[], None],
         on_death: Callable[[str, BaseException], None],
+        tracer: Tracer = NO_TRACER,
     ) -> None:
         self.outbox = outbox
         self.meters = meters
+        self.tracer = tracer
         self.output = output
         self.follower: Follower | None = None  # set by the daemon under `task_output: log`
         self.on_removal_due: Callable[[], None] = lambda: None  # set by upkeep, which removes
@@ -180,6 +183,7 @@ class Engine:
             report = OutboxRow(row.unit, key, ReportKind.FAILED, row.origin, row.frame, False, time.time())
             report.id = rows.add_report(db, report)
             self.meters.count("oz_worker_task_failures_total", phase="assignment", reason=outcome.metric_reason)
+            self._trace(key, "", "task.failed", phase="assignment", reason=outcome.metric_reason)
             return report
 
         def done(found: OutboxRow | Task | TaskRow | None, error: StoreError | None) -> None:
@@ -290,6 +294,7 @@ class Engine:
         if task.instance is not self.primary:
             self.past.note_end(task)
         self.registry.remove(task)
+        task.span.end()
         task.unit.spec = None  # its secrets are not needed any more, whoever still holds the unit
         self.ended += 1
         self.last_end = time.monotonic()
@@ -315,11 +320,11 @@ class Engine:
             return functools.partial(self._repeat_of_ended, row)
         refusal, why = self._refusal()
         if refusal is not None:
-            return functools.partial(self._reject, key, refusal, connection, why)
+            return functools.partial(self._reject, key, refusal, connection, why, spec.title)
         if row is None and (row := self.past.unserved(key, {instance.id for instance in self.instances})) is not None:
             if row.state not in FINAL:
                 why = "its earlier worker died and is about to be served by this one"
-                return functools.partial(self._reject, key, Refusal.BACKEND, connection, why)
+                return functools.partial(self._reject, key, Refusal.BACKEND, connection, why, spec.title)
             if not _may_run_again(row):
                 return functools.partial(self._repeat_of_ended, row)
         fresh = self._new_row(key, row.attempt + 1 if row else 1)
@@ -374,6 +379,7 @@ class Engine:
 
     def _accepted(self, task: Task) -> None:
         self.meters.count("oz_worker_tasks_claimed_total")
+        task.span.event("task.claimed")
         task.claim()
         self._start(task)
         self._end_late(task)
@@ -439,9 +445,16 @@ class Engine:
 
         self.primary.store.post(work)
 
-    def _reject(self, key: Key, refusal: Refusal, connection: int, why: str = "") -> None:
+    def _trace(self, key: Key, title: str, event: str, **attributes: str) -> None:
+        """The whole span of an assignment that comes to nothing."""
+        span = self.tracer.begin(*key, title=title)
+        span.event(event, **attributes)
+        span.end()
+
+    def _reject(self, key: Key, refusal: Refusal, connection: int, why: str = "", title: str = "") -> None:
         logger.info("task %s rejected: %s%s", key.task_id, refusal.wire, f" ({why})" if why else "")
         self.meters.count("oz_worker_tasks_rejected_total", reason=refusal.label)
+        self._trace(key, title, "task.rejected", reason=refusal.label)
         self.outbox.reject(key, self.encode(Report(ReportKind.REJECTED, key, refusal.wire)), connection)
 
 

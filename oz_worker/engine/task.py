@@ -24,6 +24,7 @@ from oz_worker.lifecycle import STARTABLE, Event, State, step
 from oz_worker.meters import Meters
 from oz_worker.model import Cause, ExitFacts, Key, Reason, Report, ReportKind
 from oz_worker.rows import UNTIL_HEARD, OutboxRow, TaskRow
+from oz_worker.tracing import Tracer
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ class Surroundings(Protocol):
 
     outbox: Outbox
     meters: Meters
+    tracer: Tracer
     output: Output
     follower: Follower | None
     encode: Callable[[Report], str]
@@ -81,11 +83,19 @@ class Task:
         self._closing_asked = False  # a cancel with an execution id came in: it is answered by execution_closed
         self._gone = False  # proven: nothing of the unit is left
         self._report: OutboxRow | None = None
+        self.span = around.tracer.begin(
+            *row.key,
+            title=unit.spec.title if unit.spec else "",
+            accepted_at=row.accepted_at,
+            reattached=unit.spec is None,
+        )
 
     # -- orders, from any thread
 
     def end_by(self, cause: Cause, grace: float) -> None:
         """End the task for *cause* unless it has ended or another cause came first. Returns at once."""
+        if cause is Cause.CANCEL:
+            self.span.event("task.cancellation_requested")
 
         def decide(row: TaskRow) -> None:
             if row.cause is None and row.state in STARTABLE:
@@ -157,11 +167,13 @@ class Task:
         if self.row.cause is not None:
             raise Stopped
         self._log_edge("preparing")
+        self.span.event("task.started")
         self.instance.change(self.row, lambda row: _step(row, Event.PREPARE))
         self.instance.backend.prepare(self.unit)
         if self.row.cause is not None or self.unit.cause is not None:
             raise Stopped
         self.instance.backend.start(self.unit)
+        self.span.event("backend.started", backend=self.row.backend)
         self.instance.change(self.row, _started, lambda _saved: self._around.runs())
         self._log_edge(f"running, output: {self.instance.backend.output_at(self.unit)}")
 
@@ -394,6 +406,10 @@ class Task:
         )
         if row.result == "failed":
             meters.count("oz_worker_task_failures_total", phase="backend", reason=row.reason)
+            code = {} if row.exit_code is None else {"exit_code": row.exit_code}
+            self.span.event("task.failed", phase="backend", reason=row.reason, **code)
+        else:
+            self.span.event("task.completed" if row.result == "succeeded" else f"task.{row.result}")
 
     def _log_edge(self, what: str) -> None:
         logger.info("task %s %s", _name(self.key), what)
@@ -421,6 +437,8 @@ class Task:
         if sentence:
             phase_reason = {"teardown": "teardown_command", "cancel_command": "cancel_command"}.get(what, "cleanup")
             self._around.meters.count("oz_worker_task_failures_total", phase="cleanup", reason=phase_reason)
+            failed = "cancel.failed" if what == "cancel_command" else "cleanup.failed"
+            self.span.event(failed, phase="cleanup", reason=phase_reason)
             logger.warning("task %s: %s: %s", _name(self.key), what, sentence)
 
 

@@ -14,7 +14,7 @@ FILES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "scripts").rglob("*.py")])
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("__init__",),
-    ("errors", "timing", "redact", "threads", "meters"),
+    ("errors", "timing", "redact", "threads", "meters", "tracing"),
     ("model", "lifecycle", "settings", "instruments"),
     (
         "unreadable",

@@ -1,0 +1,156 @@
+"""The SDK's OTLP exporters, told everything by `otlp_target`. Imported on the threads of `otel_thread` only."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import ssl
+from typing import Any, Iterator, Mapping
+
+from opentelemetry.sdk.resources import Resource
+
+from oz_worker import proxy
+from oz_worker.observe import otlp_target
+from oz_worker.observe.otlp_target import GRPC, Target, Unusable
+from oz_worker.observe.outage import Outage
+from oz_worker.redact import Secret
+from oz_worker.trust import Trust
+
+logger = logging.getLogger(__name__)
+
+COMPONENTS = {"metrics": ("metric_exporter", "OTLPMetricExporter"), "traces": ("trace_exporter", "OTLPSpanExporter")}
+"""Module and class of a signal, the same below both protocols' packages."""
+
+
+def resource_of(attributes: Mapping[str, str]) -> Resource:
+    """Who sends; what the detectors of OTEL_EXPERIMENTAL_RESOURCE_DETECTORS find stands below it."""
+    return Resource.create(dict(attributes))
+
+
+def otlp(signal: str, environ: Mapping[str, str], ca_file: str) -> tuple[Any, Outage]:
+    """An exporter of *signal*, whose failures are said once for each outage. Raises Unusable."""
+    target = otlp_target.read(signal, environ)
+    for warning in target.warnings:
+        logger.warning("%s", warning)
+    authority = (target.certificates.authority or _authority(environ, ca_file)) if target.secure else ""
+    exporter = _grpc(target, authority) if target.protocol == GRPC else _http(target, authority, environ)
+    outage = Outage(
+        signal,
+        target.shown,
+        f"start the collector, correct OTEL_EXPORTER_OTLP_ENDPOINT, or set OTEL_{signal.upper()}_EXPORTER=none",
+    )
+    # On the object: its caller finds it there, and it is the same for all four classes.
+    exporter.export = outage.watching(exporter.export)
+    return exporter, outage
+
+
+def _authority(environ: Mapping[str, str], ca_file: str) -> str:
+    """The file or directory by the worker's one rule of whom to believe; "" leaves it to the library."""
+    roots = Trust(ca_file, environ).roots()
+    system = ssl.get_default_verify_paths()
+    return roots.file or roots.directory or system.cafile or system.capath or ""
+
+
+def _http(target: Target, authority: str, environ: Mapping[str, str]) -> Any:
+    import requests
+    from opentelemetry.exporter.otlp.proto.http import Compression
+
+    session = requests.Session()
+    # Else .netrc would replace the header with the key, and REQUESTS_CA_BUNDLE the certificate that was asked for.
+    session.trust_env = False
+    session.proxies.update(_proxies(target, environ))
+    session.hooks["response"].append(_refuse_redirect)
+    certificates = target.certificates
+    return _exporter("http", target)(
+        endpoint=target.endpoint,
+        certificate_file=authority or None,
+        client_certificate_file=certificates.client or None,
+        client_key_file=certificates.client_key or None,
+        headers=_revealed(target.headers),
+        timeout=target.timeout,
+        compression={"gzip": Compression.Gzip, "deflate": Compression.Deflate}.get(
+            target.compressed, Compression.NoCompression
+        ),
+        session=session,
+    )
+
+
+def _refuse_redirect(response: Any, *_arguments: Any, **_options: Any) -> None:
+    """The SDK takes any answer below 400 for a delivery; a redirect (a login page, say) has taken nothing."""
+    if 300 <= response.status_code < 400:
+        raise OSError(f"batch code: {response.status_code}, reason: a redirect, which is not followed")
+
+
+def _proxies(target: Target, environ: Mapping[str, str]) -> dict[str, str]:
+    """By the worker's one rule for proxies. Raises Unusable."""
+    scheme, _, rest = target.endpoint.partition("://")
+    host, _, port = rest.partition("/")[0].rpartition(":")
+    try:
+        chosen = proxy.choose(target.secure, host.strip("[]"), int(port or 0), environ)
+    except ValueError as error:
+        raise Unusable(str(error)) from None
+    if chosen is None:
+        return {}
+    address = environ[chosen.variable].strip()
+    return {scheme: address if "://" in address else f"http://{address}"}
+
+
+def _grpc(target: Target, authority: str) -> Any:
+    with _quiet_grpc():
+        try:
+            import grpc
+        except ImportError:
+            raise Unusable(
+                "the protocol grpc needs the extra otel-grpc (pip install 'oz-worker[otel-grpc]'); or set"
+                " OTEL_EXPORTER_OTLP_PROTOCOL to http/protobuf"
+            ) from None
+        certificates = target.certificates
+        credentials = None
+        if target.secure:
+            credentials = grpc.ssl_channel_credentials(
+                _contents(authority) or None,
+                _contents(certificates.client_key or certificates.client) or None,
+                _contents(certificates.client) or None,
+            )
+        return _exporter("grpc", target)(
+            endpoint=target.endpoint,
+            insecure=not target.secure,
+            credentials=credentials,
+            headers=tuple(_revealed(target.headers).items()),
+            timeout=target.timeout,
+            compression=grpc.Compression.Gzip if target.compressed else grpc.Compression.NoCompression,
+        )
+
+
+@contextlib.contextmanager
+def _quiet_grpc() -> Iterator[None]:
+    """gRPC's core writes to stderr itself, past our log, unless this is set when it starts; children do not get it."""
+    name = "GRPC_VERBOSITY"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = "NONE"
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
+
+
+def _contents(path: str) -> bytes:
+    """Of a file; of a directory nothing, since gRPC takes none."""
+    if not path or os.path.isdir(path):
+        return b""
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _exporter(protocol: str, target: Target) -> Any:
+    import importlib
+
+    module, name = COMPONENTS[target.signal]
+    return getattr(importlib.import_module(f"opentelemetry.exporter.otlp.proto.{protocol}.{module}"), name)
+
+
+def _revealed(headers: tuple[tuple[str, Secret], ...]) -> dict[str, str]:
+    return {name: value.reveal() for name, value in headers}

@@ -1,0 +1,122 @@
+"""Everything of OpenTelemetry's SDK happens on threads of its own; here is the one that feeds it.
+
+Importing the SDK takes a quarter of a second, reading certificates may take for ever, recording takes 20 times as long
+as counting: nothing of it happens on the main thread or on a task's.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import queue
+import threading
+from typing import Callable, Generic, Mapping, Protocol, TypeVar
+
+from oz_worker import threads
+from oz_worker.observe import otlp_target
+from oz_worker.observe.otlp_target import Unusable
+from oz_worker.observe.outage import SPOKEN
+
+logger = logging.getLogger(__name__)
+
+MOST_WAITING = 10_000
+Item = TypeVar("Item")
+ItemIn = TypeVar("ItemIn", contravariant=True)
+
+
+class Sdk(Protocol[ItemIn]):
+    """What was built with the SDK. Used by its thread alone but for `silence`."""
+
+    def take(self, item: ItemIn) -> None:
+        """Record one thing."""
+
+    def close(self) -> None:
+        """Deliver what is left; may block for long, then nobody waits any more."""
+
+    def silence(self) -> None:
+        """Nobody waits any more: say nothing of what is lost now."""
+
+
+class OtelThread(Generic[Item]):
+    """Thread *name*: blocks in *build* (imports, files), in its queue (woken by `post` and `finish`) and in `close`.
+
+    Owned by the daemon. `post` is safe from any thread and never blocks: beyond 10,000 waiting things the newest are
+    dropped and counted. Without the SDK, or with settings that cannot be used, everything posted is dropped.
+    """
+
+    def __init__(self, name: str, build: Callable[[], Sdk[Item] | None]) -> None:
+        self._name = name
+        self._build = build
+        self._queue: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
+        self._dropped = 0  # about: counted without a lock
+        self._dead = False
+        self._sdk: Sdk[Item] | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the thread. Raises nothing."""
+        try:
+            self._thread = threads.start(self._name, self._run, lambda _name, _error: None)
+        except RuntimeError as error:  # the limit of threads: the work matters more
+            self._dead = True
+            logger.warning("%s: no thread could be started (%s); the worker runs without it", self._name, error)
+
+    def post(self, item: Item) -> None:
+        """Have *item* recorded."""
+        if self._dead:
+            return
+        if self._queue.qsize() >= MOST_WAITING:
+            self._dropped += 1
+        else:
+            self._queue.put(item)
+
+    def finish(self) -> None:
+        """Nothing more comes: deliver and end. Returns at once."""
+        self._queue.put(None)
+
+    def join(self, seconds: float) -> None:
+        """Wait for the end, at most *seconds*; then it is left behind, silently."""
+        if self._thread is not None:
+            self._thread.join(seconds)
+        if self._sdk is not None:
+            self._sdk.silence()
+        if self._dropped:
+            logger.warning("%s: %d things were not recorded, there were too many at once", self._name, self._dropped)
+
+    def _run(self) -> None:
+        SPOKEN.setting_up(True)
+        try:
+            self._sdk = sdk = self._build()
+        except Unusable as error:
+            logger.warning("%s; the worker runs without it", error)
+            sdk = None
+        except Exception as error:  # foreign code, which checks the rest of the settings
+            logger.warning(
+                "%s could not be started (%s: %s); the worker runs without it; look at the OTEL_ variables it names",
+                self._name,
+                type(error).__name__,
+                error,
+            )
+            sdk = None
+        finally:
+            SPOKEN.setting_up(False)
+        if sdk is None:
+            self._dead = True
+            return
+        while (item := self._queue.get()) is not None:
+            try:
+                sdk.take(item)
+            except Exception as error:  # foreign code: one thing is lost, the next may do
+                logger.debug("%s: %s: %s", self._name, type(error).__name__, error)
+        sdk.close()
+
+
+def installed(environ: Mapping[str, str]) -> bool:
+    """Whether the SDK is there; if so, what it logs is ours to say from now on. Imports the name space only."""
+    try:
+        found = importlib.util.find_spec("opentelemetry.sdk") is not None
+    except ImportError:
+        found = False
+    if found:
+        SPOKEN.install(otlp_target.secrets(environ))
+    return found

@@ -1,0 +1,70 @@
+"""Spans by the SDK. Imported on the thread `otel-traces` only."""
+
+from __future__ import annotations
+
+from typing import Mapping
+
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
+from opentelemetry.trace import Status, StatusCode
+
+from oz_worker.instruments import SCOPE
+from oz_worker.observe import otel_exporters
+from oz_worker.observe.otlp_target import Unusable
+from oz_worker.observe.outage import Outage
+from oz_worker.observe.traces import RecordedSpan, logger
+
+SPAN = "oz_worker.task"
+
+
+class SdkTraces:
+    """A provider with a batching processor, whose queue is bounded (OTEL_BSP_MAX_QUEUE_SIZE), for each exporter."""
+
+    def __init__(self, exporters: list[SpanExporter], outages: list[Outage], resource: Mapping[str, str]) -> None:
+        self._outages = outages
+        # Sampler and limits from OTEL_TRACES_SAMPLER and its like: the SDK reads those by itself.
+        self._provider = TracerProvider(resource=otel_exporters.resource_of(resource), shutdown_on_exit=False)
+        for exporter in exporters:
+            self._provider.add_span_processor(BatchSpanProcessor(exporter))
+        self._tracer = self._provider.get_tracer(SCOPE)
+
+    def take(self, item: RecordedSpan) -> None:
+        """Export a span that has ended. It has no parent, and nothing of it is passed to the task."""
+        span = self._tracer.start_span(
+            SPAN, context=Context(), start_time=item.started, attributes=dict(item.attributes)
+        )
+        for at, name, attributes in list(item.events):
+            span.add_event(name, dict(attributes), timestamp=at)
+            if name == "task.failed":
+                span.set_status(Status(StatusCode.ERROR, str(attributes["reason"])))
+        span.end(item.ended)
+
+    def close(self) -> None:
+        """Deliver what is left."""
+        self._provider.shutdown()
+
+    def silence(self) -> None:
+        """Say nothing of what is lost now."""
+        for outage in self._outages:
+            outage.say_nothing_more()
+
+
+def make(names: tuple[str, ...], environ: Mapping[str, str], resource: Mapping[str, str], ca_file: str) -> SdkTraces:
+    """The exporters of *names*, each alone: one that cannot be had takes no other with it. Raises Unusable."""
+    exporters: list[SpanExporter] = []
+    outages: list[Outage] = []
+    for name in names:
+        if name == "console":
+            exporters.append(ConsoleSpanExporter())
+            continue
+        try:
+            exporter, outage = otel_exporters.otlp("traces", environ, ca_file)
+        except Unusable as error:
+            if len(names) == 1:
+                raise
+            logger.warning("%s; the worker runs without it", error)
+            continue
+        exporters.append(exporter)
+        outages.append(outage)
+    return SdkTraces(exporters, outages, resource)

@@ -1,0 +1,142 @@
+"""A collector that is away costs one line when it goes and one when it is back, whatever the SDK has to say meanwhile.
+
+The SDK logs up to four lines for each failed export. Here they become the reason in the one warning; each stays to be
+seen at level debug.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+import threading
+import time
+from typing import Any, Callable
+
+from oz_worker.redact import Redactor, without_credentials
+from oz_worker.timing import format_duration
+
+logger = logging.getLogger(__name__)
+
+LONGEST_REASON = 200
+_PLAIN = (
+    re.compile(r"\[Errno -?\d+\] ([^'\")\]]+)"),
+    re.compile(r"(certificate verify failed(?:: [^(']+)?)"),
+    re.compile(r"((?:Read |Connect |)timed out|DEADLINE_EXCEEDED|Deadline Exceeded)"),
+    re.compile(r"(?:error details|encountered): (.+)"),
+    re.compile(r"Transient error (.+?) encountered"),
+    re.compile(r"batch (code: \d+, reason: .+)"),
+)
+"""What there is to understand in an exporter's message, the plainest first."""
+
+
+class Outage:
+    """Whether one signal's collector takes what it is sent. Used by one exporting thread; `say_nothing_more` by any."""
+
+    def __init__(self, what: str, where: str, cure: str) -> None:
+        self._what = what
+        self._where = where
+        self._cure = cure
+        self._since: float | None = None
+        self._silent = False
+
+    def watching(self, export: Callable[..., Any]) -> Callable[..., Any]:
+        """*export* of an SDK's exporter, such that its failures are noticed. Its result passes through."""
+
+        @functools.wraps(export)
+        def watched(*arguments: Any, **options: Any) -> Any:
+            SPOKEN.forget()
+            try:
+                result = export(*arguments, **options)
+            except Exception as error:
+                self._failed(f"{type(error).__name__}: {error}")
+                raise
+            if result.name == "SUCCESS":
+                self._succeeded()
+            else:
+                self._failed(SPOKEN.first())
+            return result
+
+        return watched
+
+    def say_nothing_more(self) -> None:
+        """The worker leaves: what is cut off now is no outage."""
+        self._silent = True
+
+    def _failed(self, reason: str) -> None:
+        if self._since is None and not self._silent:
+            self._since = time.monotonic()
+            reason = plain(reason)
+            logger.warning(
+                "%s cannot be delivered to %s (%s). The worker goes on without and keeps trying; %s",
+                *(self._what, self._where, reason, self._cure),
+            )
+
+    def _succeeded(self) -> None:
+        if self._since is not None:
+            away = format_duration(float(round(time.monotonic() - self._since)))
+            self._since = None
+            logger.info("%s are delivered to %s again, after %s", self._what, self._where, away)
+
+
+def plain(message: str) -> str:
+    """The part of an exporter's message that says why, without what may let somebody in."""
+    text = " ".join(without_credentials(message).split())
+    for pattern in _PLAIN:
+        if found := pattern.search(text):
+            text = found[1]
+            break
+    return (text[:LONGEST_REASON].rstrip(" .'\"") or "no reason given").replace("Connect timed", "timed")
+
+
+class Spoken(logging.Handler):
+    """Takes the place of the root handler for what the SDK logs. Safe from any thread.
+
+    While the SDK is being set up its warnings are about the operator's settings and are passed on; what comes
+    afterwards is about deliveries and is kept, by thread, for `Outage`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._redact = Redactor(())
+        self._heard: dict[int, str] = {}  # by thread; the first line since `forget`
+        self._setting_up: set[int] = set()  # threads; single operations on both only
+
+    def install(self, secrets: tuple[str, ...]) -> None:
+        """Take over the SDK's loggers. Repeats change nothing."""
+        self._redact = Redactor(secrets)
+        for name in ("opentelemetry", "grpc"):
+            taken = logging.getLogger(name)
+            taken.propagate = False
+            if self not in taken.handlers:
+                taken.addHandler(self)
+        logging.getLogger("urllib3").setLevel(logging.INFO)  # at debug it names whole URLs, queries included
+
+    def setting_up(self, yes: bool) -> None:
+        """Whether the calling thread reads settings or delivers."""
+        (self._setting_up.add if yes else self._setting_up.discard)(threading.get_ident())
+
+    def forget(self) -> None:
+        """The calling thread begins an export."""
+        self._heard.pop(threading.get_ident(), None)
+
+    def first(self) -> str:
+        """What the SDK said first of the export that has just failed."""
+        return self._heard.pop(threading.get_ident(), "")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep it or pass it on."""
+        try:
+            text = self._redact(without_credentials(record.getMessage()))
+        except Exception:  # a format string of a foreign library
+            text = str(record.msg)
+        if record.name in ("opentelemetry.util.re", "opentelemetry.sdk.resources"):
+            return  # they quote what was set, which may be a secret, and `otlp_target` and `resource` said it before
+        if threading.get_ident() in self._setting_up and record.levelno >= logging.WARNING:
+            logger.warning("OpenTelemetry: %s", text)
+            return
+        self._heard.setdefault(threading.get_ident(), text)
+        logger.debug("OpenTelemetry: %s", text)
+
+
+SPOKEN = Spoken()
