@@ -15,6 +15,7 @@ answers 500. Nothing in here knows metrics or health.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import select
 import socket
@@ -104,7 +105,10 @@ class Listener:
         A name is looked up, which may take as long as the resolver does: call it where that hurts nobody. Of several
         addresses IPv4 comes first, as scrapers that are told `localhost` expect.
         """
-        found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        try:
+            found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        except UnicodeError:  # part of it is empty or longer than 63 characters
+            raise OSError(errno.EINVAL, "that is no name of a host") from None
         family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
         listening = socket.socket(family, socket.SOCK_STREAM)
         try:
