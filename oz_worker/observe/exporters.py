@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Callable, Mapping, NamedTuple, Protocol
+from typing import Callable, Mapping, NamedTuple, Protocol, Sequence
 
 from oz_worker.meters import Meters
 
@@ -64,9 +64,14 @@ class Exporters:
             exporter.stop(max(0.0, deadline - time.monotonic()))
 
 
-def make(source: Source) -> Exporters:
-    """The exporters that the environment asks for; one warning for each that cannot be had."""
+def make(source: Source, warnings: Sequence[str] = ()) -> Exporters:
+    """The exporters that the environment asks for; one warning for each that cannot be had.
+
+    *warnings* about the resource are said when there is an exporter that was asked for, to whom it matters.
+    """
     names, asked = chosen(source.environ)
+    for warning in warnings if asked and names else ():
+        logger.warning("%s", warning)
     made = []
     for name in names:
         try:
