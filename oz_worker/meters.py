@@ -101,6 +101,8 @@ class Meters:
         self._values: dict[tuple[str, Labels], float] = {}
         self._histograms: dict[tuple[str, Labels], Histogram] = {}
         self._computed: dict[tuple[str, Labels], Callable[[], float | None]] = {}
+        self.on_observe: Callable[[str, float, Labels], None] | None = None
+        """Told each value of a histogram, on the thread that measured it: returns at once, raises nothing."""
         for each in self._instruments.values():
             for values in each.primed:
                 self.count(each.name, 0, **dict(zip(each.labels, values, strict=True)))
@@ -125,6 +127,8 @@ class Meters:
                 known = self._instruments.get(name)
                 histogram = self._histograms[key] = Histogram(known.bounds if known else BUCKETS)
             histogram.add(value)
+        if (told := self.on_observe) is not None:
+            told(name, value, key[1])
 
     def compute(self, name: str, reading: Callable[[], float | None], **labels: str) -> None:
         """A gauge or a counter that is read when somebody looks; None means that there is nothing to say just now.

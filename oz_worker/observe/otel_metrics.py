@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Callable, Iterable, Mapping, NamedTuple
+from typing import Callable, Iterable, Mapping
 
 from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 
 from oz_worker.instruments import SCOPE
-from oz_worker.meters import Instrument, Kind, Labels, Meters
+from oz_worker.meters import Instrument, Kind, Meters
 from oz_worker.observe import otel_exporters
+from oz_worker.observe.otlp import Observed
 
 CLOSE_MILLISECONDS = 10_000
 """Nobody waits that long: whoever stops the worker leaves this thread behind before."""
-
-
-class Observed(NamedTuple):
-    """One value of a histogram: these the SDK cannot read from elsewhere, each has to be told."""
-
-    name: str
-    value: float
-    labels: Labels
 
 
 class SdkMetrics:

@@ -20,7 +20,7 @@ from typing import Mapping
 
 from oz_worker.observe.otel_thread import OtelThread, Sdk, installed
 from oz_worker.observe.otlp_target import Unusable
-from oz_worker.tracing import NO_TRACER, Span, Tracer
+from oz_worker.tracing import Span, Tracer
 
 logger = logging.getLogger(__name__)
 
@@ -109,11 +109,6 @@ def make(environ: Mapping[str, str], resource: Mapping[str, str], ca_file: str =
         return otel_traces.make(names, environ, resource, ca_file)
 
     return Traces(OtelThread("otel-traces", build))
-
-
-def tracer(traces: Traces | None) -> Tracer:
-    """What the engine is given."""
-    return traces or NO_TRACER
 
 
 def chosen(environ: Mapping[str, str]) -> tuple[str, ...]:

@@ -1,0 +1,60 @@
+"""`otlp` for metrics: pushed to a collector at each interval by the SDK of OpenTelemetry (the extra `otel`)."""
+
+from __future__ import annotations
+
+import logging
+from typing import Mapping, NamedTuple
+
+from oz_worker.meters import Labels, Meters
+from oz_worker.observe.otel_thread import OtelThread, Sdk, installed
+from oz_worker.observe.otlp_target import Unusable
+
+logger = logging.getLogger(__name__)
+
+
+class Observed(NamedTuple):
+    """One value of a histogram: the SDK cannot read these from elsewhere, it has to be told each."""
+
+    name: str
+    value: float
+    labels: Labels
+
+
+class OtlpExporter:
+    """An `Exporter`. What is observed before `start` waits for it."""
+
+    def __init__(
+        self, meters: Meters, resource: Mapping[str, str], environ: Mapping[str, str], ca_file: str, *, asked: bool
+    ) -> None:
+        self._meters = meters
+        self._resource = resource
+        self._environ = environ
+        self._ca_file = ca_file
+        self._asked = asked
+        self._thread: OtelThread[Observed] = OtelThread("otel-metrics", self._build)
+        meters.on_observe = self._observed
+
+    def start(self) -> None:
+        """Begin. Returns at once."""
+        self._thread.start()
+
+    def stop(self, seconds: float) -> None:
+        """Export once more; at most *seconds*, then it is left behind."""
+        self._thread.finish()
+        self._thread.join(seconds)
+
+    def _observed(self, name: str, value: float, labels: Labels) -> None:
+        self._thread.post(Observed(name, value, labels))
+
+    def _build(self) -> Sdk[Observed] | None:
+        if not installed(self._environ):
+            if self._asked:
+                raise Unusable(
+                    "OTEL_METRICS_EXPORTER asks for otlp, which needs OpenTelemetry: install the extra otel"
+                    " (pip install 'oz-worker[otel]'), or set OTEL_METRICS_EXPORTER to prometheus, console or none"
+                )
+            logger.debug("metrics are not exported: OTEL_METRICS_EXPORTER is unset and the extra otel is not installed")
+            return None
+        from oz_worker.observe import otel_metrics
+
+        return otel_metrics.SdkMetrics(self._meters, self._environ, self._resource, self._ca_file)
