@@ -111,7 +111,7 @@ def _run(
     logger.info("oz_worker %s, worker %s, instance %s in %s", __version__, settings.worker_id, slot.id, state_dir)
 
     meters = Meters(instruments.CATALOGUE)
-    observers = measuring.choose(settings, meters, os.environ)
+    observers = measuring.choose(settings, slot.id, meters, os.environ)
 
     def open_instance(left: Slot) -> Instance:
         return _open_instance(settings, left, on_death, meters)

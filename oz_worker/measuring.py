@@ -45,13 +45,13 @@ class Observers(NamedTuple):
             self.traces.join(deadline.left())
 
 
-def choose(settings: Settings, meters: Meters, environ: Mapping[str, str]) -> Observers:
+def choose(settings: Settings, instance: str, meters: Meters, environ: Mapping[str, str]) -> Observers:
     """What *environ* asks for, before there is anything to measure: an exporter misses nothing. Raises nothing."""
     attributes, warnings = resource.attributes(
         environ, version=__version__, worker_id=settings.worker_id, backend=settings.backend
     )
-    chosen = exporters.make(Source(meters, attributes, environ, settings.ca_file), warnings)
-    return Observers(chosen, traces.make(environ, attributes, settings.ca_file))
+    source = Source(meters, attributes, environ, instance, settings.ca_file)
+    return Observers(exporters.make(source, warnings), traces.make(source))
 
 
 def begin(observers: Observers, settings: Settings, engine: Engine, server: Origin, logs: Logs) -> None:

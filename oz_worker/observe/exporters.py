@@ -44,6 +44,8 @@ class Source(NamedTuple):
     resource: Mapping[str, str]
     """The resource's attributes (`oz_worker.observe.resource`)."""
     environ: Mapping[str, str]
+    instance: str = ""
+    """The instance's id, which tells two workers of one worker id apart."""
     ca_file: str = ""
     """The configuration's."""
 
@@ -109,7 +111,7 @@ def chosen(environ: Mapping[str, str]) -> tuple[tuple[str, ...], bool]:
 def _otlp(source: Source, asked: bool) -> Exporter | None:
     from oz_worker.observe.otlp import OtlpExporter
 
-    return OtlpExporter(source.meters, source.resource, source.environ, source.ca_file, asked=asked)
+    return OtlpExporter(source, asked=asked)
 
 
 def _prometheus(source: Source, _asked: bool) -> Exporter | None:

@@ -23,9 +23,13 @@ COMPONENTS = {"metrics": ("metric_exporter", "OTLPMetricExporter"), "traces": ("
 """Module and class of a signal, the same below both protocols' packages."""
 
 
-def resource_of(attributes: Mapping[str, str]) -> Resource:
-    """Who sends; what the detectors of OTEL_EXPERIMENTAL_RESOURCE_DETECTORS find stands below it."""
-    return Resource.create(dict(attributes))
+def resource_of(attributes: Mapping[str, str], instance: str) -> Resource:
+    """Who sends; what the detectors of OTEL_EXPERIMENTAL_RESOURCE_DETECTORS find stands below it.
+
+    The SDK's own `service.instance.id` is drawn anew at each start, which would begin every series anew; without one
+    the series of two workers would be one.
+    """
+    return Resource.create({"service.instance.id": instance, **attributes})
 
 
 def otlp(signal: str, environ: Mapping[str, str], ca_file: str) -> tuple[Any, Outage]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, Iterable, Mapping
+from typing import Callable, Iterable
 
 from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
 from opentelemetry.sdk.metrics import MeterProvider
@@ -11,6 +11,7 @@ from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from oz_worker.instruments import SCOPE
 from oz_worker.meters import Instrument, Kind, Meters
 from oz_worker.observe import otel_exporters
+from oz_worker.observe.exporters import Source
 from oz_worker.observe.otlp import Observed
 
 CLOSE_MILLISECONDS = 10_000
@@ -20,11 +21,14 @@ CLOSE_MILLISECONDS = 10_000
 class SdkMetrics:
     """A provider with observable instruments, which read the registry whenever something is exported."""
 
-    def __init__(self, meters: Meters, environ: Mapping[str, str], resource: Mapping[str, str], ca_file: str) -> None:
-        exporter, self._outage = otel_exporters.otlp("metrics", environ, ca_file)
+    def __init__(self, source: Source) -> None:
+        meters = source.meters
+        exporter, self._outage = otel_exporters.otlp("metrics", source.environ, source.ca_file)
         # Interval, time limit, temporality and the histograms' form: the SDK reads those variables by itself.
         reader = PeriodicExportingMetricReader(exporter)
-        self._provider = MeterProvider([reader], resource=otel_exporters.resource_of(resource), shutdown_on_exit=False)
+        self._provider = MeterProvider(
+            [reader], resource=otel_exporters.resource_of(source.resource, source.instance), shutdown_on_exit=False
+        )
         meter = self._provider.get_meter(SCOPE)
         self._histograms: dict[str, Histogram] = {}
         for family in meters.snapshot():

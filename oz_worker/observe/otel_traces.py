@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Mapping
-
 from opentelemetry.context import Context
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
 from opentelemetry.trace import Status, StatusCode
 
 from oz_worker.instruments import SCOPE
 from oz_worker.observe import otel_exporters
+from oz_worker.observe.exporters import Source
 from oz_worker.observe.otlp_target import Unusable
 from oz_worker.observe.outage import Outage
 from oz_worker.observe.traces import RecordedSpan, logger
@@ -21,10 +21,10 @@ SPAN = "oz_worker.task"
 class SdkTraces:
     """A provider with a batching processor, whose queue is bounded (OTEL_BSP_MAX_QUEUE_SIZE), for each exporter."""
 
-    def __init__(self, exporters: list[SpanExporter], outages: list[Outage], resource: Mapping[str, str]) -> None:
+    def __init__(self, exporters: list[SpanExporter], outages: list[Outage], resource: Resource) -> None:
         self._outages = outages
         # Sampler and limits from OTEL_TRACES_SAMPLER and its like: the SDK reads those by itself.
-        self._provider = TracerProvider(resource=otel_exporters.resource_of(resource), shutdown_on_exit=False)
+        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         for exporter in exporters:
             self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer(SCOPE)
@@ -50,7 +50,7 @@ class SdkTraces:
             outage.say_nothing_more()
 
 
-def make(names: tuple[str, ...], environ: Mapping[str, str], resource: Mapping[str, str], ca_file: str) -> SdkTraces:
+def make(names: tuple[str, ...], source: Source) -> SdkTraces:
     """The exporters of *names*, each alone: one that cannot be had takes no other with it. Raises Unusable."""
     exporters: list[SpanExporter] = []
     outages: list[Outage] = []
@@ -59,7 +59,7 @@ def make(names: tuple[str, ...], environ: Mapping[str, str], resource: Mapping[s
             exporters.append(ConsoleSpanExporter())
             continue
         try:
-            exporter, outage = otel_exporters.otlp("traces", environ, ca_file)
+            exporter, outage = otel_exporters.otlp("traces", source.environ, source.ca_file)
         except Unusable as error:
             if len(names) == 1:
                 raise
@@ -67,4 +67,4 @@ def make(names: tuple[str, ...], environ: Mapping[str, str], resource: Mapping[s
             continue
         exporters.append(exporter)
         outages.append(outage)
-    return SdkTraces(exporters, outages, resource)
+    return SdkTraces(exporters, outages, otel_exporters.resource_of(source.resource, source.instance))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from typing import Mapping, NamedTuple
+from typing import NamedTuple
 
-from oz_worker.meters import Labels, Meters
+from oz_worker.meters import Labels
+from oz_worker.observe.exporters import Source
 from oz_worker.observe.otel_thread import OtelThread, Sdk, installed
 from oz_worker.observe.otlp_target import Unusable
 
@@ -23,16 +24,11 @@ class Observed(NamedTuple):
 class OtlpExporter:
     """An `Exporter`. What is observed before `start` waits for it."""
 
-    def __init__(
-        self, meters: Meters, resource: Mapping[str, str], environ: Mapping[str, str], ca_file: str, *, asked: bool
-    ) -> None:
-        self._meters = meters
-        self._resource = resource
-        self._environ = environ
-        self._ca_file = ca_file
+    def __init__(self, source: Source, *, asked: bool) -> None:
+        self._source = source
         self._asked = asked
         self._thread: OtelThread[Observed] = OtelThread("otel-metrics", self._build)
-        meters.on_observe = self._observed
+        source.meters.on_observe = self._observed
 
     def start(self) -> None:
         """Begin. Returns at once."""
@@ -47,7 +43,7 @@ class OtlpExporter:
         self._thread.post(Observed(name, value, labels))
 
     def _build(self) -> Sdk[Observed] | None:
-        if not installed(self._environ):
+        if not installed(self._source.environ):
             if self._asked:
                 raise Unusable(
                     "OTEL_METRICS_EXPORTER asks for otlp, which needs OpenTelemetry: install the extra otel"
@@ -57,4 +53,4 @@ class OtlpExporter:
             return None
         from oz_worker.observe import otel_metrics
 
-        return otel_metrics.SdkMetrics(self._meters, self._environ, self._resource, self._ca_file)
+        return otel_metrics.SdkMetrics(self._source)

@@ -18,6 +18,7 @@ import logging
 import time
 from typing import Mapping
 
+from oz_worker.observe.exporters import Source
 from oz_worker.observe.otel_thread import OtelThread, Sdk, installed
 from oz_worker.observe.otlp_target import Unusable
 from oz_worker.tracing import Span, Tracer
@@ -92,21 +93,21 @@ class Traces(Tracer):
         return RecordedSpan(self._thread, attributes, int(accepted_at * 1e9) or time.time_ns())
 
 
-def make(environ: Mapping[str, str], resource: Mapping[str, str], ca_file: str = "") -> Traces | None:
+def make(source: Source) -> Traces | None:
     """What the environment asks for, None for nothing. Warns of what cannot be had; raises nothing."""
-    names = chosen(environ)
+    names = chosen(source.environ)
     if not names:
         return None
 
     def build() -> Sdk[RecordedSpan] | None:
-        if not installed(environ):
+        if not installed(source.environ):
             raise Unusable(
                 f"{VARIABLE} asks for {' and '.join(names)}, which needs OpenTelemetry: install the extra otel"
                 f" (pip install 'oz-worker[otel]'), or set {VARIABLE} to none"
             )
         from oz_worker.observe import otel_traces
 
-        return otel_traces.make(names, environ, resource, ca_file)
+        return otel_traces.make(names, source)
 
     return Traces(OtelThread("otel-traces", build))
 

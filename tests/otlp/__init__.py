@@ -1,0 +1,1 @@
+"""Metrics and traces over OTLP, received by a collector of our own."""
