@@ -19,6 +19,8 @@ from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc as
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as trace_pb2
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as trace_grpc
 
+METRICS_ANSWER = metrics_pb2.ExportMetricsServiceResponse
+TRACES_ANSWER = trace_pb2.ExportTraceServiceResponse
 LONG = 60.0
 """Seconds until something that hangs on purpose gives up, should nobody close the receiver."""
 
@@ -36,8 +38,10 @@ class Receiver:
     """`behaviour`: ok | hang | reset | a status such as 503. `deliveries` grow; read them at any time."""
 
     protocol = ""
+    port: int
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
+        """*port*: 0 for a free one."""
         self.behaviour = "ok"
         self.deliveries: list[Delivery] = []
         self.asked = 0  # requests begun, whatever became of them
@@ -74,13 +78,20 @@ class Receiver:
             self._released.wait(LONG)
         return self.behaviour
 
+    def told(self) -> list[Any]:
+        """Every metric of every delivery, oldest first."""
+        return [
+            metric
+            for delivery in list(self.deliveries)
+            if isinstance(delivery.message, metrics_pb2.ExportMetricsServiceRequest)
+            for resource in delivery.message.resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+        ]
+
     def metrics(self) -> dict[str, Any]:
-        """The metrics of the newest delivery that has any, by name."""
-        for delivery in reversed(list(self.deliveries)):
-            if isinstance(delivery.message, metrics_pb2.ExportMetricsServiceRequest):
-                scope = delivery.message.resource_metrics[0].scope_metrics[0]
-                return {metric.name: metric for metric in scope.metrics}
-        return {}
+        """Each metric as it was last told, by name; what has nothing new is not told again under `delta`."""
+        return {metric.name: metric for metric in self.told()}
 
     def spans(self) -> list[Any]:
         """All spans so far."""
@@ -104,7 +115,7 @@ class HttpReceiver(Receiver):
     protocol = "http/protobuf"
 
     def __init__(self, port: int = 0, tls: ssl.SSLContext | None = None) -> None:
-        super().__init__()
+        super().__init__(port)
         receiver = self
         self._tls = tls is not None
 
@@ -157,7 +168,8 @@ class HttpReceiver(Receiver):
 
 def _http_delivery(path: str, headers: Mapping[str, str], body: bytes) -> Delivery:
     lower = {name.lower(): value for name, value in headers.items()}
-    raw = {"gzip": gzip.decompress, "deflate": zlib.decompress}.get(lower.get("content-encoding", ""), bytes)(body)
+    unpack: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.decompress, "deflate": zlib.decompress}
+    raw = unpack.get(lower.get("content-encoding", ""), bytes)(body)
     kind: type[Message] = (
         trace_pb2.ExportTraceServiceRequest if "trace" in path else metrics_pb2.ExportMetricsServiceRequest
     )
@@ -172,15 +184,14 @@ class GrpcReceiver(Receiver):
     protocol = "grpc"
 
     def __init__(self, port: int = 0, credentials: grpc.ServerCredentials | None = None) -> None:
-        super().__init__()
+        super().__init__(port)
         self._secure = credentials is not None
         self._server = grpc.server(futures.ThreadPoolExecutor(max_workers=8))
-        metrics_grpc.add_MetricsServiceServicer_to_server(
-            _servicer(metrics_grpc.MetricsServiceServicer, self, metrics_pb2.ExportMetricsServiceResponse), self._server
-        )
-        trace_grpc.add_TraceServiceServicer_to_server(
-            _servicer(trace_grpc.TraceServiceServicer, self, trace_pb2.ExportTraceServiceResponse), self._server
-        )
+        for add, base, answer in (
+            (metrics_grpc.add_MetricsServiceServicer_to_server, metrics_grpc.MetricsServiceServicer, METRICS_ANSWER),
+            (trace_grpc.add_TraceServiceServicer_to_server, trace_grpc.TraceServiceServicer, TRACES_ANSWER),
+        ):
+            add(_servicer(base, self, answer), self._server)  # type: ignore[no-untyped-call]
         place = f"127.0.0.1:{port}"
         self.port = (
             self._server.add_secure_port(place, credentials) if credentials else self._server.add_insecure_port(place)

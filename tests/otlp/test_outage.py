@@ -1,0 +1,137 @@
+"""A collector that misbehaves, is away, comes back: two lines for each outage, and nothing else notices."""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+import pytest
+
+from oz_worker.observe import otel_thread
+from oz_worker.observe.otel_thread import OtelThread
+from tests.otlp.receiver import GrpcReceiver, HttpReceiver, Receiver
+from tests.rig import Rig, Worker, until
+
+AWAY = "metrics cannot be delivered to"
+BACK = "metrics are delivered to"
+REASONS = {
+    HttpReceiver.protocol: {
+        "503": "Service Unavailable",
+        "500": "code: 500, reason: Internal Server Error",
+        "302": "a redirect, which is not followed",
+        "reset": "Connection reset by peer",
+        "hang": "timed out",
+    },
+    GrpcReceiver.protocol: {"503": "told to answer 503", "404": "told to answer 404", "hang": "Deadline Exceeded"},
+}
+
+
+def lines(worker: Worker, text: str) -> list[str]:
+    """The lines of the log with *text* in them."""
+    return [line for line in worker.log.splitlines() if text in line]
+
+
+def wait_lines(worker: Worker, text: str, count: int) -> None:
+    until(lambda: len(lines(worker, text)) == count, f"line {count} with {text!r}; the log:\n{worker.log}")
+
+
+def wait_asked(receiver: Receiver, count: int) -> None:
+    until(lambda: receiver.asked >= count, "another try")
+
+
+def test_each_outage_costs_two_lines_and_no_task(rig: Rig, receiver: Receiver) -> None:
+    """Every kind of misbehaviour, one after the other; then nobody listens, and somebody does again."""
+    rig.secrets.append("t0ken-of-the-collector")
+    rig.env |= receiver.environ() | {"OTEL_EXPORTER_OTLP_TIMEOUT": "700"}
+    rig.env["OTEL_EXPORTER_OTLP_HEADERS"] = "x-key=t0ken-of-the-collector"
+    worker = rig.start()
+    kinds = REASONS[receiver.protocol]
+    for number, (behaviour, reason) in enumerate(kinds.items(), start=1):
+        receiver.behaviour = behaviour
+        wait_lines(worker, AWAY, number)
+        assert reason in lines(worker, AWAY)[-1], worker.log
+        wait_asked(receiver, receiver.asked + 2)  # and tries on, silently
+        rig.plane.wait_acknowledged(rig.submit("exit 0"))
+        receiver.behaviour = "ok"
+        wait_lines(worker, BACK, number)
+    receiver.close()
+    wait_lines(worker, AWAY, len(kinds) + 1)
+    again = type(receiver)(receiver.port)
+    wait_lines(worker, BACK, len(kinds) + 1)
+    assert again.metrics()["oz_worker_tasks_completed_total"]
+    assert worker.stop() == 0
+    again.close()
+    assert lines(worker, "OpenTelemetry") == []
+    assert len(lines(worker, "WARNING")) == len(kinds) + 1
+    rig.audit()
+
+
+def test_a_stop_does_not_wait_for_a_collector(rig: Rig, receiver: Receiver) -> None:
+    """It hangs for a minute with both signals, where the SDK would wait for 10 to 60 s; two are allowed."""
+    rig.env |= receiver.environ("metrics traces") | {"OTEL_EXPORTER_OTLP_TIMEOUT": "60000"}
+    receiver.behaviour = "hang"
+    worker = rig.start()
+    rig.plane.wait_acknowledged(rig.submit("exit 0"))
+    until(lambda: receiver.asked >= 2, "a request of each signal")
+    assert worker.stop() == 0  # within the rig's 40 s
+    assert lines(worker, AWAY) == []
+    assert receiver.deliveries == []
+    rig.audit()
+
+
+def test_the_last_words_are_delivered(rig: Rig, receiver: Receiver) -> None:
+    """Without waiting for the next interval."""
+    rig.env |= receiver.environ("metrics traces")
+    rig.env |= {"OTEL_METRIC_EXPORT_INTERVAL": "3600000", "OTEL_BSP_SCHEDULE_DELAY": "3600000"}
+    worker = rig.start()
+    rig.plane.wait_acknowledged(rig.submit("exit 0"))
+    worker.send(signal.SIGTERM)
+    assert worker.exit_code() == 0
+    assert "oz_worker_task_duration_seconds" in receiver.metrics()
+    assert len(receiver.spans()) == 1
+    rig.audit()
+
+
+class Slow:
+    """An SDK that takes nothing until it is told to."""
+
+    def __init__(self) -> None:
+        self.let = threading.Event()
+        self.taken: list[int] = []
+
+    def take(self, item: int) -> None:
+        self.taken.append(item)
+
+    def close(self) -> None:
+        self.let.wait(60)
+
+    def silence(self) -> None:
+        self.let.set()
+
+
+@pytest.fixture
+def slow() -> Slow:
+    """One of it."""
+    return Slow()
+
+
+def test_what_waits_for_the_sdk_is_bounded(
+    slow: Slow, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(otel_thread, "MOST_WAITING", 100)
+    ready = threading.Event()
+
+    def build() -> Slow:
+        ready.wait(60)
+        return slow
+
+    thread: OtelThread[int] = OtelThread("otel-test", build)
+    thread.start()
+    for number in range(250):
+        thread.post(number)
+    thread.finish()
+    ready.set()
+    until(lambda: len(slow.taken) == 100, "what was kept")
+    thread.join(0.0)  # `close` hangs, and is left behind
+    assert slow.taken == list(range(100))
+    assert "150 things were not recorded" in caplog.text

@@ -1,0 +1,179 @@
+"""What the variables ask for: what cannot be had costs one line, names no secret, and the worker runs."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from oz_worker.observe import otlp_target
+from oz_worker.observe.otlp_target import Target, Unusable
+from tests.conftest import Certificates
+from tests.otlp.receiver import Receiver
+from tests.rig import Rig, Worker, until
+
+BASE = "OTEL_EXPORTER_OTLP_"
+SECRET = "hush-hush-0815"
+
+
+def read(signal: str = "metrics", **variables: str) -> Target:
+    return otlp_target.read(signal, {BASE + name: value for name, value in variables.items()})
+
+
+def test_the_endpoint_by_the_rules_of_the_specification() -> None:
+    assert read().endpoint == "http://localhost:4318/v1/metrics"
+    assert read("traces", ENDPOINT="https://c.example/otlp/").endpoint == "https://c.example/otlp/v1/traces"
+    assert read(ENDPOINT="http://x", METRICS_ENDPOINT="http://c.example:4318").endpoint == "http://c.example:4318/"
+    assert read("traces", ENDPOINT="http://c:1", METRICS_ENDPOINT="http://d:2").endpoint == "http://c:1/v1/traces"
+    assert read(ENDPOINT="http://[::1]:4318").endpoint == "http://[::1]:4318/v1/metrics"
+    assert read(ENDPOINT="   ", PROTOCOL="").protocol == "http/protobuf"
+    for endpoint, insecure, expected in (
+        ("", "", ("localhost:4317", False)),
+        ("https://c.example:4317", "true", ("c.example:4317", True)),
+        ("http://c.example:4317", "false", ("c.example:4317", False)),
+        ("c.example:4317", "", ("c.example:4317", True)),
+        ("c.example:4317", "true", ("c.example:4317", False)),
+    ):
+        found = read(PROTOCOL="grpc", ENDPOINT=endpoint, INSECURE=insecure)
+        assert (found.endpoint, found.secure) == expected, endpoint
+
+
+def test_secrets_are_taken_out_of_what_is_shown() -> None:
+    found = read(ENDPOINT=f"http://me:{SECRET}@c.example:4318/x?key={SECRET}", HEADERS=f"a={SECRET}")
+    assert found.endpoint == f"http://c.example:4318/x/v1/metrics?key={SECRET}"
+    assert dict(found.headers)["authorization"].reveal().startswith("Basic ")
+    assert SECRET not in found.shown
+    assert SECRET not in repr(found.headers)
+    told = {"HEADERS": f"authorization=Bearer%20{SECRET},b", "TRACES_ENDPOINT": f"http://me:other@c:1/{SECRET}"}
+    assert set(otlp_target.secrets({BASE + name: value for name, value in told.items()})) >= {SECRET, "other"}
+
+
+def test_numbers_and_words_that_mean_nothing_leave_the_default() -> None:
+    assert (read(TIMEOUT="2500").timeout, read(METRICS_TIMEOUT="500", TIMEOUT="9").timeout) == (2.5, 0.5)
+    odd = read(TIMEOUT="soon", COMPRESSION="zip")
+    assert (odd.timeout, odd.compressed, len(odd.warnings)) == (10.0, "", 2)
+    assert (read(COMPRESSION="none").compressed, read(COMPRESSION="GZIP").compressed) == ("", "gzip")
+    assert len(read(PROTOCOL="grpc", COMPRESSION="deflate").warnings) == 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        ({"PROTOCOL": "http/json"}, "OTEL_EXPORTER_OTLP_PROTOCOL is 'http/json'"),
+        ({"ENDPOINT": f"collector:{SECRET}"}, "OTEL_EXPORTER_OTLP_ENDPOINT is not a collector's address"),
+        ({"METRICS_ENDPOINT": "ftp://collector:1"}, "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT is not a collector's address"),
+        ({"ENDPOINT": "http://collector:99999"}, "write it like http://collector.example:4318"),
+        ({"ENDPOINT": f"http://{SECRET}@"}, "is not a collector's address"),
+        ({"ENDPOINT": "http://col lector:1"}, "is not a collector's address"),
+        ({"ENDPOINT": "collector:x", "PROTOCOL": "grpc"}, "write it like collector.example:4317"),
+        ({"HEADERS": f"a=1,{SECRET}"}, "OTEL_EXPORTER_OTLP_HEADERS: entry 2 is no header"),
+        ({"METRICS_HEADERS": f"a b={SECRET}"}, "OTEL_EXPORTER_OTLP_METRICS_HEADERS: entry 1 is no header"),
+        ({"HEADERS": f"a={SECRET}%0d%0ab: c"}, "OTEL_EXPORTER_OTLP_HEADERS: entry 1 is no header"),
+        ({"CERTIFICATE": "/nowhere/ca.pem"}, "OTEL_EXPORTER_OTLP_CERTIFICATE: /nowhere/ca.pem cannot be read"),
+        ({"CERTIFICATE": "/dev/null"}, "OTEL_EXPORTER_OTLP_CERTIFICATE: /dev/null holds nothing usable"),
+        ({"CLIENT_CERTIFICATE": "/dev/null"}, "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE: /dev/null holds nothing"),
+        ({"CLIENT_KEY": "/dev/null"}, "OTEL_EXPORTER_OTLP_CLIENT_KEY is set and"),
+    ],
+)
+def test_what_cannot_be_used_is_one_sentence_without_its_value(variables: dict[str, str], sentence: str) -> None:
+    with pytest.raises(Unusable) as caught:
+        read(**{"ENDPOINT": "https://collector.example", **variables})
+    assert sentence in str(caught.value)
+    assert SECRET not in str(caught.value)
+
+
+def test_a_client_certificate_without_its_key_is_no_pair(certificates: Certificates, tmp_path: Path) -> None:
+    leaf = certificates.ca.issue_cert("worker.example")
+    pem, key = tmp_path / "client.pem", tmp_path / "client.key"
+    leaf.cert_chain_pems[0].write_to_path(str(pem))
+    leaf.private_key_pem.write_to_path(str(key))
+    found = read(ENDPOINT="https://c", CLIENT_CERTIFICATE=str(pem), CLIENT_KEY=str(key)).certificates
+    assert found == ("", str(pem), str(key))
+    with pytest.raises(Unusable, match="the key does not fit"):
+        read(ENDPOINT="https://c", CLIENT_CERTIFICATE=str(pem))
+
+
+def warnings(worker: Worker) -> list[str]:
+    return [line.split(" WARNING ")[1] for line in worker.log.splitlines() if " WARNING " in line]
+
+
+def test_bad_settings_cost_a_line_each_and_the_worker_works(rig: Rig) -> None:
+    rig.secrets.append(SECRET)
+    rig.config["log_level"] = "debug"
+    rig.env |= {
+        "OTEL_METRICS_EXPORTER": "otlp",
+        "OTEL_TRACES_EXPORTER": "otlp",
+        f"{BASE}METRICS_HEADERS": f"x={SECRET},{SECRET}",
+        f"{BASE}TIMEOUT": "soon",
+        "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "9999999",
+        "OTEL_TRACES_SAMPLER": "dice",
+    }
+    worker = rig.start()
+    until(lambda: len(warnings(worker)) >= 4, "the warnings")
+    rig.plane.wait_acknowledged(rig.submit("exit 0"))
+    assert worker.stop() == 0
+    expected = (
+        "entry 2 is no header",
+        "TIMEOUT is no number of milli",
+        "recognize sampler dice",
+        "max_export_batch_size",
+    )
+    assert [sum(text in line for line in warnings(worker)) for text in expected] == [1] * 4, worker.log
+    assert len(warnings(worker)) == 4
+    rig.audit()
+
+
+def without(rig: Rig, package: str) -> None:
+    """A worker that finds an empty package of that name first, which is the same as none."""
+    place = rig.place / "missing" / package
+    place.mkdir(parents=True)
+    (place / "__init__.py").write_text("raise ImportError" if package == "grpc" else "")
+    rig.env["PYTHONPATH"] = f"{place.parent}{os.pathsep}{rig.env['PYTHONPATH']}"
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_without_the_extra_only_who_asked_is_told(rig: Rig, asked: bool) -> None:
+    without(rig, "opentelemetry")
+    rig.config["log_level"] = "debug"
+    rig.env |= {"OTEL_METRICS_EXPORTER": "otlp" if asked else "", "OTEL_TRACES_EXPORTER": "console" if asked else ""}
+    worker = rig.start()
+    worker.wait_log("OTEL_METRICS_EXPORTER")
+    if asked:
+        worker.wait_log("OTEL_TRACES_EXPORTER")
+    rig.plane.wait_acknowledged(rig.submit("exit 0"))
+    assert worker.stop() == 0
+    assert [line.count("pip install 'oz-worker[otel]'") for line in warnings(worker)] == ([1, 1] if asked else [])
+    assert len([line for line in worker.log.splitlines() if "OTEL_" in line]) == (2 if asked else 1)
+    rig.audit()
+
+
+def test_without_the_extra_for_grpc_the_line_names_it(rig: Rig) -> None:
+    without(rig, "grpc")
+    rig.env |= {"OTEL_METRICS_EXPORTER": "otlp", f"{BASE}PROTOCOL": "grpc"}
+    worker = rig.start()
+    worker.wait_log("otel-grpc")
+    assert worker.stop() == 0
+    assert len(warnings(worker)) == 1
+    rig.audit()
+
+
+def test_nothing_of_opentelemetry_is_imported_unless_it_is_asked_for(rig: Rig, http_receiver: Receiver) -> None:
+    rig.env["PYTHONPROFILEIMPORTTIME"] = "1"
+    for environ, imported in (
+        ({"OTEL_METRICS_EXPORTER": "none"}, False),
+        ({"OTEL_METRICS_EXPORTER": "console,prometheus", "OTEL_EXPORTER_PROMETHEUS_PORT": "0"}, False),
+        ({**http_receiver.environ("traces metrics"), "OTEL_SDK_DISABLED": "true"}, False),
+        (http_receiver.environ("traces"), True),
+    ):
+        rig.log.unlink(missing_ok=True)
+        worker = rig.start(env=environ)
+        rig.plane.wait_acknowledged(rig.submit("exit 0"))
+        assert worker.stop() == 0
+        packages = set(re.findall(r"^import time: .*\| +([a-z]\w*)", worker.log, re.MULTILINE))
+        assert "oz_worker" in packages
+        assert ("opentelemetry" in packages) == imported, environ
+        assert "grpc" not in packages
+    assert len(http_receiver.spans()) == 1
+    rig.audit()
