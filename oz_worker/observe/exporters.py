@@ -88,24 +88,26 @@ def make(source: Source, warnings: Sequence[str] = ()) -> Exporters:
     return Exporters(made)
 
 
-def chosen(environ: Mapping[str, str]) -> tuple[tuple[str, ...], bool]:
+def chosen(
+    environ: Mapping[str, str], variable: str = VARIABLE, known: Sequence[str] = KNOWN, default: str = "otlp"
+) -> tuple[tuple[str, ...], bool]:
     """The exporters wanted, each once, and whether they were asked for or are the default. Warns of unknown ones."""
     if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return (), True
-    words = [word.strip().lower() for word in environ.get(VARIABLE, "").split(",") if word.strip()]
+    words = [word.strip().lower() for word in environ.get(variable, "").split(",") if word.strip()]
     if not words:
-        return ("otlp",), False
+        return (default,) if default else (), False
     for word in words:
-        if word not in KNOWN:
+        if word not in known:
             logger.warning(
                 "%s names %r, which this worker does not know; use a comma list of %s; the others are used",
-                VARIABLE,
+                variable,
                 word,
-                ", ".join(KNOWN),
+                ", ".join(known),
             )
     if "none" in words:
         return (), True
-    return tuple(word for word in KNOWN if word in words), True
+    return tuple(word for word in known if word in words), True
 
 
 def _otlp(source: Source, asked: bool) -> Exporter | None:

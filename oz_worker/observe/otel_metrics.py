@@ -23,9 +23,9 @@ class SdkMetrics:
 
     def __init__(self, source: Source) -> None:
         meters = source.meters
-        exporter, self._outage = otel_exporters.otlp("metrics", source.environ, source.ca_file)
+        self._exporter, self._outage = otel_exporters.otlp("metrics", source.environ, source.ca_file)
         # Interval, time limit, temporality and the histograms' form: the SDK reads those variables by itself.
-        reader = PeriodicExportingMetricReader(exporter)
+        reader = PeriodicExportingMetricReader(self._exporter)
         self._provider = MeterProvider(
             [reader], resource=otel_exporters.resource_of(source.resource, source.instance), shutdown_on_exit=False
         )
@@ -46,7 +46,9 @@ class SdkMetrics:
             histogram.record(item.value, dict(item.labels))
 
     def close(self) -> None:
-        """Export once more, and end."""
+        """Export once more, and end; at once when nobody takes it."""
+        if self._outage.away:
+            self._exporter.shutdown()
         self._provider.shutdown(CLOSE_MILLISECONDS)
 
     def silence(self) -> None:

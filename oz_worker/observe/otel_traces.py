@@ -21,11 +21,11 @@ SPAN = "oz_worker.task"
 class SdkTraces:
     """A provider with a batching processor, whose queue is bounded (OTEL_BSP_MAX_QUEUE_SIZE), for each exporter."""
 
-    def __init__(self, exporters: list[SpanExporter], outages: list[Outage], resource: Resource) -> None:
-        self._outages = outages
+    def __init__(self, exporters: list[tuple[SpanExporter, Outage | None]], resource: Resource) -> None:
+        self._exporters = exporters
         # Sampler and limits from OTEL_TRACES_SAMPLER and its like: the SDK reads those by itself.
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        for exporter in exporters:
+        for exporter, _outage in exporters:
             self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer(SCOPE)
 
@@ -41,30 +41,30 @@ class SdkTraces:
         span.end(item.ended)
 
     def close(self) -> None:
-        """Deliver what is left."""
+        """Deliver what is left, but nothing to where nobody takes it."""
+        for exporter, outage in self._exporters:
+            if outage is not None and outage.away:
+                exporter.shutdown()
         self._provider.shutdown()
 
     def silence(self) -> None:
         """Say nothing of what is lost now."""
-        for outage in self._outages:
-            outage.say_nothing_more()
+        for _exporter, outage in self._exporters:
+            if outage is not None:
+                outage.say_nothing_more()
 
 
 def make(names: tuple[str, ...], source: Source) -> SdkTraces:
     """The exporters of *names*, each alone: one that cannot be had takes no other with it. Raises Unusable."""
-    exporters: list[SpanExporter] = []
-    outages: list[Outage] = []
+    exporters: list[tuple[SpanExporter, Outage | None]] = []
     for name in names:
         if name == "console":
-            exporters.append(ConsoleSpanExporter())
+            exporters.append((ConsoleSpanExporter(), None))
             continue
         try:
-            exporter, outage = otel_exporters.otlp("traces", source.environ, source.ca_file)
+            exporters.append(otel_exporters.otlp("traces", source.environ, source.ca_file))
         except Unusable as error:
             if len(names) == 1:
                 raise
             logger.warning("%s; the worker runs without it", error)
-            continue
-        exporters.append(exporter)
-        outages.append(outage)
-    return SdkTraces(exporters, outages, otel_exporters.resource_of(source.resource, source.instance))
+    return SdkTraces(exporters, otel_exporters.resource_of(source.resource, source.instance))

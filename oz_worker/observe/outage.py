@@ -20,23 +20,28 @@ logger = logging.getLogger(__name__)
 
 LONGEST_REASON = 200
 _PLAIN = (
-    re.compile(r"\[Errno -?\d+\] ([^'\")\]]+)"),
-    re.compile(r"(certificate verify failed(?:: [^(']+)?)"),
-    re.compile(r"((?:Read |Connect |)timed out|DEADLINE_EXCEEDED|Deadline Exceeded)"),
-    re.compile(r"(?:error details|encountered): (.+)"),
-    re.compile(r"Transient error (.+?) encountered"),
-    re.compile(r"batch (code: \d+, reason: .+)"),
+    (re.compile(r"timed out|DEADLINE_EXCEEDED|Deadline Exceeded"), "no answer in time"),
+    (re.compile(r"Remote end closed connection"), "it closed the connection without an answer"),
+    (re.compile(r"\[Errno -?\d+\] ([^'\")\]]+)|Error\(\d+, '([^']+)"), ""),
+    (re.compile(r"(certificate verify failed(?:: [^(']+)?)"), ""),
+    (re.compile(r"error details: (.+)"), ""),
 )
-"""What there is to understand in an exporter's message, the plainest first."""
+"""What there is to understand in a library's message, the plainest first: in our words, else in what it found."""
+_CURES = (
+    ("certificate verify failed|CERTIFICATE_VERIFY_FAILED", "set OTEL_EXPORTER_OTLP_CERTIFICATE to its authority"),
+    (r"^40[13]\b|UNAUTHENTICATED|PERMISSION_DENIED", "correct OTEL_EXPORTER_OTLP_HEADERS"),
+    (r"^40[45]\b|UNIMPLEMENTED", "correct OTEL_EXPORTER_OTLP_ENDPOINT or _PROTOCOL, or give the collector a pipeline"),
+    ("", "start the collector, or correct OTEL_EXPORTER_OTLP_ENDPOINT"),
+)
+"""By what stands in the message; the last one fits all."""
 
 
 class Outage:
     """Whether one signal's collector takes what it is sent. Used by one exporting thread; `say_nothing_more` by any."""
 
-    def __init__(self, what: str, where: str, cure: str) -> None:
+    def __init__(self, what: str, where: str) -> None:
         self._what = what
         self._where = where
-        self._cure = cure
         self._since: float | None = None
         self._silent = False
 
@@ -54,7 +59,7 @@ class Outage:
             if result.name == "SUCCESS":
                 self._succeeded()
             else:
-                self._failed(SPOKEN.first())
+                self._failed(SPOKEN.why())
             return result
 
         return watched
@@ -63,13 +68,19 @@ class Outage:
         """The worker leaves: what is cut off now is no outage."""
         self._silent = True
 
-    def _failed(self, reason: str) -> None:
+    @property
+    def away(self) -> bool:
+        """Whether the last delivery failed: another one is not worth waiting for."""
+        return self._since is not None
+
+    def _failed(self, message: str) -> None:
         if self._since is None and not self._silent:
             self._since = time.monotonic()
-            reason = plain(reason)
+            cure = next(cure for pattern, cure in _CURES if re.search(pattern, message))
             logger.warning(
-                "%s cannot be delivered to %s (%s). The worker goes on without and keeps trying; %s",
-                *(self._what, self._where, reason, self._cure),
+                "%s cannot be delivered to %s (%s). The worker goes on without and keeps trying; %s, or set"
+                " OTEL_%s_EXPORTER to none",
+                *(self._what, self._where, plain(message), cure, self._what.upper()),
             )
 
     def _succeeded(self) -> None:
@@ -82,11 +93,11 @@ class Outage:
 def plain(message: str) -> str:
     """The part of an exporter's message that says why, without what may let somebody in."""
     text = " ".join(without_credentials(message).split())
-    for pattern in _PLAIN:
+    for pattern, words in _PLAIN:
         if found := pattern.search(text):
-            text = found[1]
+            text = words or next(filter(None, found.groups()))
             break
-    return (text[:LONGEST_REASON].rstrip(" .'\"") or "no reason given").replace("Connect timed", "timed")
+    return text[:LONGEST_REASON].rstrip(" .'\"") or "no reason given"
 
 
 class Spoken(logging.Handler):
@@ -99,7 +110,7 @@ class Spoken(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self._redact = Redactor(())
-        self._heard: dict[int, str] = {}  # by thread; the first line since `forget`
+        self._heard: dict[int, str] = {}  # by thread: what is known of the export since `forget`
         self._setting_up: set[int] = set()  # threads; single operations on both only
 
     def install(self, secrets: tuple[str, ...]) -> None:
@@ -120,8 +131,12 @@ class Spoken(logging.Handler):
         """The calling thread begins an export."""
         self._heard.pop(threading.get_ident(), None)
 
-    def first(self) -> str:
-        """What the SDK said first of the export that has just failed."""
+    def hear(self, text: str) -> None:
+        """What went wrong with the calling thread's export, from who knows best."""
+        self._heard[threading.get_ident()] = text
+
+    def why(self) -> str:
+        """What was heard of the export that has just failed."""
         return self._heard.pop(threading.get_ident(), "")
 
     def emit(self, record: logging.LogRecord) -> None:

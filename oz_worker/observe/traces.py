@@ -18,6 +18,7 @@ import logging
 import time
 from typing import Mapping
 
+from oz_worker.observe import exporters
 from oz_worker.observe.exporters import Source
 from oz_worker.observe.otel_thread import OtelThread, Sdk, installed
 from oz_worker.observe.otlp_target import Unusable
@@ -95,7 +96,7 @@ class Traces(Tracer):
 
 def make(source: Source) -> Traces | None:
     """What the environment asks for, None for nothing. Warns of what cannot be had; raises nothing."""
-    names = chosen(source.environ)
+    names, _asked = exporters.chosen(source.environ, VARIABLE, KNOWN, default="")
     if not names:
         return None
 
@@ -110,20 +111,3 @@ def make(source: Source) -> Traces | None:
         return otel_traces.make(names, source)
 
     return Traces(OtelThread("otel-traces", build))
-
-
-def chosen(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """The exporters wanted, each once. Warns of unknown ones."""
-    if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
-        return ()
-    words = [word.strip().lower() for word in environ.get(VARIABLE, "").split(",") if word.strip()]
-    for word in words:
-        if word not in KNOWN:
-            logger.warning(
-                "%s names %r, which this worker does not know; use %s or a comma list of them. The worker runs without"
-                " it",
-                *(VARIABLE, word, ", ".join(KNOWN)),
-            )
-    if "none" in words:
-        return ()
-    return tuple(dict.fromkeys(word for word in words if word in KNOWN))

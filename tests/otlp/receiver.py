@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import http.server
+import os
 import socket
 import ssl
 import struct
@@ -127,6 +128,7 @@ class HttpReceiver(Receiver):
                 behaviour = receiver.begun()
                 if behaviour in ("reset", "hang"):
                     self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    os.close(self.connection.detach())
                     self.close_connection = True
                     return
                 if behaviour == "ok":
@@ -160,7 +162,8 @@ class HttpReceiver(Receiver):
         return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
 
     def close(self) -> None:
-        """Stop listening."""
+        """Stop listening, and cut the connections that are kept open."""
+        self.behaviour = "reset"
         super().close()
         self._server.shutdown()
         self._server.server_close()

@@ -16,13 +16,14 @@ AWAY = "metrics cannot be delivered to"
 BACK = "metrics are delivered to"
 REASONS = {
     HttpReceiver.protocol: {
-        "503": "Service Unavailable",
-        "500": "code: 500, reason: Internal Server Error",
-        "302": "a redirect, which is not followed",
+        "503": "503 Service Unavailable",
+        "401": "correct OTEL_EXPORTER_OTLP_HEADERS",
+        "500": "500 Internal Server Error",
+        "302": "302 Found",
         "reset": "Connection reset by peer",
-        "hang": "timed out",
+        "hang": "no answer in time",
     },
-    GrpcReceiver.protocol: {"503": "told to answer 503", "404": "told to answer 404", "hang": "Deadline Exceeded"},
+    GrpcReceiver.protocol: {"503": "told to answer 503", "404": "told to answer 404", "hang": "no answer in time"},
 }
 
 
