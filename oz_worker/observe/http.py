@@ -139,7 +139,8 @@ class Listener:
 
     def serve(self) -> None:
         """Answer until `stop`. Requires `open`."""
-        assert self._socket is not None and self._waker is not None, "open() comes first"
+        assert self._socket is not None, "open() comes first"
+        assert self._waker is not None, "it is made with the socket"
         try:
             while not self._stopping:
                 self._round(self._socket, self._waker)
