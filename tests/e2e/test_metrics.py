@@ -119,7 +119,7 @@ def test_a_prometheus_sees_what_becomes_of_the_worker(rig: Rig, scraped: tuple[W
     assert prometheus.one('sum(oz_worker_task_duration_seconds_bucket{le="+Inf"})') == 3
     assert prometheus.one("oz_worker_dispatch_seconds_count") == 3
     assert prometheus.kinds()["oz_worker_task_duration_seconds"] == "histogram"
-    assert prometheus.trouble() == ""
+    until(lambda: prometheus.trouble() == "", "a scrape that succeeded")
     text = page(worker)
     done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, timeout=SAFETY)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
