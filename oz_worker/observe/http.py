@@ -1,10 +1,10 @@
 """A listener for short GET requests, for metrics and for health: one thread, one poll loop, no thread per connection.
 
 What a scraper can do to it is bounded: at most `MOST_OPEN` connections are held at once and the rest waits in the
-kernel's queue, a request's head has at most `HEAD_BYTES`, a connection lives for at most `SECONDS` from its first moment
-to its last, `HURRY_SECONDS` while all places are taken, whatever dribbles in or is not read, and each is closed after
-its one answer. One that only hangs costs a descriptor and some hundred bytes. GET and HEAD alone; a body that comes
-along is thrown away.
+kernel's queue, a request's head has at most `HEAD_BYTES`, a connection lives for at most `SECONDS` from its first
+moment to its last, `HURRY_SECONDS` while all places are taken, whatever dribbles in or is not read, and each is closed
+after its one answer. One that only hangs costs a descriptor and some hundred bytes. GET and HEAD alone; a body that
+comes along is thrown away.
 
 To use it: `Listener("http-health", host, port, {"/healthz": answer})`, `open()` where the address must be proven
 (raises OSError), `start(on_death)`, `stop(seconds)`. Each route is a callable that returns a `Reply`; it runs on the
