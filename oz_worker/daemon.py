@@ -54,6 +54,7 @@ from oz_worker.link.key import KeySource
 from oz_worker.link.loop import Link
 from oz_worker.link.traffic import Directive
 from oz_worker.meters import Meters
+from oz_worker.observe import otlp_target
 from oz_worker.observe.logs import Logs
 from oz_worker.redact import Secret
 from oz_worker.settings import DirectOptions, Settings
@@ -76,7 +77,7 @@ def run(settings: Settings, warnings: Sequence[str]) -> int:
         level=settings.log_level,
         form=settings.log_format,
         file=settings.log_file,
-        secrets=(settings.api_key.reveal(),),
+        secrets=(settings.api_key.reveal(), *otlp_target.secrets(os.environ)),
     )
     waker = Waker()
     with logs, captured(waker) as inbox:

@@ -10,10 +10,9 @@ import importlib.util
 import logging
 import queue
 import threading
-from typing import Callable, Generic, Mapping, Protocol, TypeVar
+from typing import Callable, Generic, Protocol, TypeVar
 
 from oz_worker import threads
-from oz_worker.observe import otlp_target
 from oz_worker.observe.otlp_target import Unusable
 from oz_worker.observe.outage import SPOKEN
 
@@ -111,12 +110,12 @@ class OtelThread(Generic[Item]):
         sdk.close()
 
 
-def installed(environ: Mapping[str, str]) -> bool:
+def installed() -> bool:
     """Whether the SDK is there; if so, what it logs is ours to say from now on. Imports the name space only."""
     try:
         found = importlib.util.find_spec("opentelemetry.sdk") is not None
     except ImportError:
         found = False
     if found:
-        SPOKEN.install(otlp_target.secrets(environ))
+        SPOKEN.install()
     return found

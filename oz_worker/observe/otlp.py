@@ -43,7 +43,7 @@ class OtlpExporter:
         self._thread.post(Observed(name, value, labels))
 
     def _build(self) -> Sdk[Observed] | None:
-        if not installed(self._source.environ):
+        if not installed():
             if self._asked:
                 raise Unusable(
                     "OTEL_METRICS_EXPORTER asks for otlp, which needs OpenTelemetry: install the extra otel"

@@ -19,7 +19,7 @@ GENERAL = "OTEL_EXPORTER_OTLP_"
 GRPC, HTTP = "grpc", "http/protobuf"
 TIMEOUT_SECONDS = 10.0
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a header's name by RFC 9110
-_AS_WRITTEN = re.compile(r"[\x20-\x7e\x80-\xff]*")  # what a header's value can carry
+_PRINTABLE = re.compile(r"[\x20-\x7e]*")  # what a header's value can carry in both protocols
 
 
 class Unusable(ValueError):
@@ -155,8 +155,8 @@ def _headers(variables: _Variables) -> tuple[tuple[str, Secret], ...]:
         if not part.strip():
             continue  # a comma too many at the end
         key, equals, value = part.partition("=")
-        key, value = unquote(key.strip()).lower(), unquote(value.strip())
-        if not equals or not _TOKEN.fullmatch(key) or not _AS_WRITTEN.fullmatch(value):
+        key, value = unquote(key.strip()).lower(), unquote(value).strip()
+        if not equals or not _TOKEN.fullmatch(key) or not _PRINTABLE.fullmatch(value):
             raise Unusable(
                 f"{name}: entry {number} is no header; write name=value,name=value, a comma in a value as %2C"
             )

@@ -13,7 +13,7 @@ import threading
 import time
 from typing import Any, Callable
 
-from oz_worker.redact import Redactor, without_credentials
+from oz_worker.redact import without_credentials
 from oz_worker.timing import format_duration
 
 logger = logging.getLogger(__name__)
@@ -109,13 +109,11 @@ class Spoken(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self._redact = Redactor(())
         self._heard: dict[int, str] = {}  # by thread: what is known of the export since `forget`
         self._setting_up: set[int] = set()  # threads; single operations on both only
 
-    def install(self, secrets: tuple[str, ...]) -> None:
+    def install(self) -> None:
         """Take over the SDK's loggers. Repeats change nothing."""
-        self._redact = Redactor(secrets)
         for name in ("opentelemetry", "grpc"):
             taken = logging.getLogger(name)
             taken.propagate = False
@@ -142,7 +140,7 @@ class Spoken(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Keep it or pass it on."""
         try:
-            text = self._redact(without_credentials(record.getMessage()))
+            text = without_credentials(record.getMessage())
         except Exception:  # a format string of a foreign library
             text = str(record.msg)
         if record.name in ("opentelemetry.util.re", "opentelemetry.sdk.resources"):

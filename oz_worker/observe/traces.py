@@ -101,7 +101,7 @@ def make(source: Source) -> Traces | None:
         return None
 
     def build() -> Sdk[RecordedSpan] | None:
-        if not installed(source.environ):
+        if not installed():
             raise Unusable(
                 f"{VARIABLE} asks for {' and '.join(names)}, which needs OpenTelemetry: install the extra otel"
                 f" (pip install 'oz-worker[otel]'), or set {VARIABLE} to none"
