@@ -10,7 +10,7 @@ from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 
 from oz_worker.instruments import SCOPE
 from oz_worker.meters import Instrument, Kind, Meters
-from oz_worker.observe import otel_exporters
+from oz_worker.observe import console, otel_exporters
 from oz_worker.observe.exporters import Source
 from oz_worker.observe.otlp import Observed
 
@@ -24,8 +24,8 @@ class SdkMetrics:
     def __init__(self, source: Source) -> None:
         meters = source.meters
         self._exporter, self._outage = otel_exporters.otlp("metrics", source.environ, source.ca_file)
-        # Interval, time limit, temporality and the histograms' form: the SDK reads those variables by itself.
-        reader = PeriodicExportingMetricReader(self._exporter)
+        # Time limit, temporality and the histograms' form: the SDK reads those variables by itself.
+        reader = PeriodicExportingMetricReader(self._exporter, console.interval(source.environ) * 1000)
         self._provider = MeterProvider(
             [reader], resource=otel_exporters.resource_of(source.resource, source.instance), shutdown_on_exit=False
         )

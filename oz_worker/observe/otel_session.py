@@ -13,7 +13,8 @@ class Session(requests.Session):
     """Used by one exporting thread."""
 
     def request(self, *arguments: Any, **options: Any) -> requests.Response:
-        """As in requests, but a redirect, which the SDK would take for a delivery, is an error."""
+        """As in requests, but a redirect is never followed (it could carry the headers elsewhere) and is an error."""
+        options["allow_redirects"] = False
         try:
             response = super().request(*arguments, **options)
         except Exception as error:
@@ -21,6 +22,6 @@ class Session(requests.Session):
             raise
         if response.status_code >= 300:
             SPOKEN.hear(f"{response.status_code} {response.reason}")
-        if 300 <= response.status_code < 400:  # a login page, say: it has taken nothing
+        if 300 <= response.status_code < 400:  # a login page, say, which the SDK would take for a delivery
             raise OSError("a redirect, which is not followed")
         return response

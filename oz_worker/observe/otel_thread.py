@@ -91,10 +91,9 @@ class OtelThread(Generic[Item]):
             sdk = None
         except Exception as error:  # foreign code, which checks the rest of the settings
             logger.warning(
-                "%s could not be started (%s: %s); the worker runs without it; look at the OTEL_ variables it names",
-                self._name,
-                type(error).__name__,
-                error,
+                "%s could not be started: %s (%s); correct the variable that sets it (for spans OTEL_BSP_* and"
+                " OTEL_SPAN_*); the worker runs without it",
+                *(self._name, error, type(error).__name__),
             )
             sdk = None
         finally:

@@ -181,7 +181,10 @@ def test_each_assignment_is_one_span(rig: Rig, receiver: Receiver) -> None:
 
 
 def test_a_task_that_outlives_its_worker_has_one_span(rig: Rig, http_receiver: Receiver) -> None:
-    rig.env |= http_receiver.environ("traces")
+    """Sent through a proxy, by the worker's rule for proxies."""
+    elsewhere = "http://collector.invalid:4318/v1/traces"
+    rig.env |= http_receiver.environ("traces") | {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": elsewhere}
+    rig.env["http_proxy"] = http_receiver.endpoint
     worker = rig.start()
     task = rig.submit(f"{WAIT}; exit 3", task_extra={"title": "Mend the roof"})
     until((rig.place / "up").exists, "the agent")
@@ -198,4 +201,5 @@ def test_a_task_that_outlives_its_worker_has_one_span(rig: Rig, http_receiver: R
     assert abs(span.start_time_unix_nano / 1e9 - accepted) < 0.001
     assert worker.stop() == 0
     assert len(http_receiver.spans()) == 1
+    assert http_receiver.deliveries[0].path == elsewhere
     rig.audit()
