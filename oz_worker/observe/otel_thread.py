@@ -83,21 +83,7 @@ class OtelThread(Generic[Item]):
             logger.warning("%s: %d things were not recorded, there were too many at once", self._name, self._dropped)
 
     def _run(self) -> None:
-        SPOKEN.setting_up(True)
-        try:
-            self._sdk = sdk = self._build()
-        except Unusable as error:
-            logger.warning("%s; the worker runs without it", error)
-            sdk = None
-        except Exception as error:  # foreign code, which checks the rest of the settings
-            logger.warning(
-                "%s could not be started: %s (%s); correct the variable that sets it (for spans OTEL_BSP_* and"
-                " OTEL_SPAN_*); the worker runs without it",
-                *(self._name, error, type(error).__name__),
-            )
-            sdk = None
-        finally:
-            SPOKEN.setting_up(False)
+        self._sdk = sdk = self._built()
         if sdk is None:
             self._dead = True
             return
@@ -107,6 +93,25 @@ class OtelThread(Generic[Item]):
             except Exception as error:  # foreign code: one thing is lost, the next may do
                 logger.debug("%s: %s: %s", self._name, type(error).__name__, error)
         sdk.close()
+
+    def _built(self) -> Sdk[Item] | None:
+        """None after one line that says why not."""
+        SPOKEN.setting_up(True)
+        try:
+            return self._build()
+        except Unusable as error:
+            why = str(error)
+        except ImportError as error:  # the exporter's package is missing, say, because only the SDK was installed
+            why = f"{self._name} cannot start ({error}); install the extra as a whole (pip install 'oz-worker[otel]')"
+        except Exception as error:  # foreign code, which checks the rest of the settings
+            why = (
+                f"{self._name} cannot start ({type(error).__name__}: {error}); correct the variable that sets it (for"
+                " spans OTEL_BSP_* and OTEL_SPAN_*)"
+            )
+        finally:
+            SPOKEN.setting_up(False)
+        logger.warning("%s; the worker runs without it", why)
+        return None
 
 
 def installed() -> bool:

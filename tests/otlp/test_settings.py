@@ -130,7 +130,7 @@ def without(rig: Rig, package: str) -> None:
     place = rig.place / "missing" / package
     place.mkdir(parents=True)
     (place / "__init__.py").write_text("raise ImportError" if package == "grpc" else "")
-    rig.env["PYTHONPATH"] = f"{place.parent}{os.pathsep}{rig.env['PYTHONPATH']}"
+    rig.env["PYTHONPATH"] = f"{rig.place / 'missing'}{os.pathsep}{rig.env['PYTHONPATH']}"
 
 
 @pytest.mark.parametrize("asked", [True, False])
@@ -149,11 +149,16 @@ def test_without_the_extra_only_who_asked_is_told(rig: Rig, asked: bool) -> None
     rig.audit()
 
 
-def test_without_the_extra_for_grpc_the_line_names_it(rig: Rig) -> None:
-    without(rig, "grpc")
-    rig.env |= {"OTEL_METRICS_EXPORTER": "otlp", f"{BASE}PROTOCOL": "grpc"}
+@pytest.mark.parametrize(
+    ("missing", "protocol", "extra"), [("grpc", "grpc", "otel-grpc"), ("opentelemetry/exporter", "", "otel")]
+)
+def test_with_half_of_what_is_needed_the_line_names_the_extra(
+    rig: Rig, missing: str, protocol: str, extra: str
+) -> None:
+    without(rig, missing)
+    rig.env |= {"OTEL_METRICS_EXPORTER": "otlp", f"{BASE}PROTOCOL": protocol}
     worker = rig.start()
-    worker.wait_log("otel-grpc")
+    worker.wait_log(rf"pip install 'oz-worker\[{extra}\]'")
     assert worker.stop() == 0
     assert len(warnings(worker)) == 1
     rig.audit()
