@@ -16,7 +16,8 @@ Threads (each has one owner, one stop, a named waker for every call it can block
 | output      | Daemon   | output shown in the log        | `Event.wait`, files        | its stop event      |
 | http-metrics| exporter | the listener for scrapes       | `poll`, a name look-up     | `Waker`             |
 | console-... | exporter | metrics on stdout              | `Event.wait`, `write`      | its stop event      |
-| otel-*      | Daemon   | the SDK of OpenTelemetry       | imports, its queue, network| its queue           |
+| otel-*      | Daemon   | the SDK of OpenTelemetry       | imports, its queue, files  | its queue           |
+| Otel*       | the SDK  | one exporter                   | the network                | its shutdown        |
 | log         | Logs     | stderr or the log file         | its queue, `write`         | its queue           |
 
 All are daemon threads: one that cannot be woken (a write to a blocked terminal, a name server that never answers) does

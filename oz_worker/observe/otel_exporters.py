@@ -26,10 +26,14 @@ COMPONENTS = {"metrics": ("metric_exporter", "OTLPMetricExporter"), "traces": ("
 def resource_of(attributes: Mapping[str, str], instance: str) -> Resource:
     """Who sends; what the detectors of OTEL_EXPERIMENTAL_RESOURCE_DETECTORS find stands below it.
 
+    Of what the SDK reads of the environment itself only its own name is taken: *attributes* has the rest, checked.
     The SDK's own `service.instance.id` is drawn anew at each start, which would begin every series anew; without one
     the series of two workers would be one.
     """
-    return Resource.create({"service.instance.id": instance, **attributes})
+    found = Resource.create({}).attributes
+    if not os.environ.get("OTEL_EXPERIMENTAL_RESOURCE_DETECTORS"):
+        found = {name: value for name, value in found.items() if name.startswith("telemetry.")}
+    return Resource({**found, "service.instance.id": instance, **attributes})
 
 
 def otlp(signal: str, environ: Mapping[str, str], ca_file: str) -> tuple[Any, Outage]:

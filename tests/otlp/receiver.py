@@ -20,6 +20,8 @@ from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc as
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as trace_pb2
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as trace_grpc
 
+from tests.conftest import Certificates
+
 METRICS_ANSWER = metrics_pb2.ExportMetricsServiceResponse
 TRACES_ANSWER = trace_pb2.ExportTraceServiceResponse
 LONG = 60.0
@@ -210,6 +212,15 @@ class GrpcReceiver(Receiver):
         """Stop listening."""
         super().close()
         self._server.stop(0).wait(LONG)
+
+
+def secured(kind: type[Receiver], certificates: Certificates) -> Receiver:
+    """A receiver of either kind with a certificate of an authority of our own."""
+    if kind is HttpReceiver:
+        return HttpReceiver(tls=certificates.server)
+    leaf = certificates.ca.issue_cert("localhost")
+    chain = b"".join(blob.bytes() for blob in leaf.cert_chain_pems)
+    return GrpcReceiver(credentials=grpc.ssl_server_credentials([(leaf.private_key_pem.bytes(), chain)]))
 
 
 def _servicer(base: type, receiver: Receiver, answer: Callable[[], Message]) -> Any:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import signal
 from typing import Any
 
-import grpc
 import pytest
 from opentelemetry.proto.metrics.v1 import metrics_pb2
 
 from oz_worker.instruments import CATALOGUE, PHASES, REASONS, SCOPE
 from oz_worker.meters import Instrument, Kind
 from tests.conftest import Certificates
-from tests.otlp.receiver import GrpcReceiver, HttpReceiver, Receiver
+from tests.otlp.receiver import GrpcReceiver, HttpReceiver, Receiver, secured
 from tests.rig import SAFETY, Rig, until
 
 WAIT = "echo up > $HOME/up; while [ ! -e $HOME/go ]; do sleep 0.05; done"
@@ -57,15 +56,6 @@ def check_shape(metric: Any, instrument: Instrument, counters: int) -> None:
             assert tuple(point.explicit_bounds) == instrument.bounds
         else:
             assert point.WhichOneof("value") == ("as_double" if instrument.unit else "as_int")
-
-
-def secured(kind: type[Receiver], certificates: Certificates) -> Receiver:
-    """A receiver of either kind with a certificate of an authority of our own."""
-    if kind is HttpReceiver:
-        return HttpReceiver(tls=certificates.server)
-    leaf = certificates.ca.issue_cert("localhost")
-    chain = b"".join(blob.bytes() for blob in leaf.cert_chain_pems)
-    return GrpcReceiver(credentials=grpc.ssl_server_credentials([(leaf.private_key_pem.bytes(), chain)]))
 
 
 @pytest.mark.parametrize(

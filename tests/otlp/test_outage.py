@@ -9,7 +9,8 @@ import pytest
 
 from oz_worker.observe import otel_thread
 from oz_worker.observe.otel_thread import OtelThread
-from tests.otlp.receiver import GrpcReceiver, HttpReceiver, Receiver
+from tests.conftest import Certificates
+from tests.otlp.receiver import GrpcReceiver, HttpReceiver, Receiver, secured
 from tests.rig import Rig, Worker, until
 
 AWAY = "metrics cannot be delivered to"
@@ -64,6 +65,21 @@ def test_each_outage_costs_two_lines_and_no_task(rig: Rig, receiver: Receiver) -
     again.close()
     assert lines(worker, "OpenTelemetry") == []
     assert len(lines(worker, "WARNING")) == len(kinds) + 1
+    rig.audit()
+
+
+@pytest.mark.parametrize("kind", [HttpReceiver, GrpcReceiver])
+def test_a_certificate_that_is_not_trusted_is_an_outage_with_its_cure(
+    rig: Rig, certificates: Certificates, kind: type[Receiver]
+) -> None:
+    receiver = secured(kind, certificates)
+    rig.env |= receiver.environ("traces") | {"OTEL_EXPORTER_OTLP_TIMEOUT": "500"}
+    worker = rig.start()
+    rig.plane.wait_acknowledged(rig.submit("exit 0"))
+    line = worker.wait_log("traces cannot be delivered.*")
+    assert "set OTEL_EXPORTER_OTLP_CERTIFICATE to its authority" in line
+    assert worker.stop() == 0
+    receiver.close()
     rig.audit()
 
 
