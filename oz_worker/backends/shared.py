@@ -8,6 +8,7 @@ from typing import Callable, Generic, Hashable, TypeVar
 from oz_worker import threads
 from oz_worker.backends.base import Unit
 from oz_worker.errors import Stopped
+from oz_worker.timing import Deadline
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -29,7 +30,8 @@ class Shared(Generic[K, V]):
 
     The thread is owned by the units that wait for it: it blocks in *work* only, and when the last of them has left,
     *interrupt* (a descriptor) becomes readable, by which *work* must end soon. A unit waits in its own condition,
-    woken by the end of the work and by its stop order. The lock guards the jobs and is never held while anything runs.
+    woken by the end of the work and by its stop order. The lock guards the jobs and the threads; it is never held while
+    anything runs.
     """
 
     def __init__(self, name: str, work: Callable[[K, int], V], on_death: threads.OnDeath) -> None:
@@ -38,6 +40,15 @@ class Shared(Generic[K, V]):
         self._on_death = on_death
         self._lock = threading.Lock()
         self._jobs: dict[K, _Job[V]] = {}
+        self._threads: list[threading.Thread] = []
+
+    def settle(self, seconds: float) -> None:
+        """Wait at most so long for runs whose units have all left: they tidy up what they had begun."""
+        deadline = Deadline(seconds)
+        with self._lock:
+            running = self._threads
+        for thread in running:
+            thread.join(deadline.left())
 
     def get(self, key: K, unit: Unit) -> V:
         """What *work* returns, from a run that did not end before this call. Raises what it raises, or Stopped."""
@@ -66,9 +77,12 @@ class Shared(Generic[K, V]):
 
     def _begin(self, key: K, job: _Job[V]) -> None:
         try:
-            threads.start(self._name, lambda: self._run(key, job), self._on_death)
+            thread = threads.start(self._name, lambda: self._run(key, job), self._on_death)
         except RuntimeError:  # no thread is left: the first unit's own will do
             self._run(key, job)
+            return
+        with self._lock:
+            self._threads = [*(one for one in self._threads if one.is_alive()), thread]
 
     def _run(self, key: K, job: _Job[V]) -> None:
         try:

@@ -116,6 +116,10 @@ class Sidecars:
         self._active: set[str] = set()  # fillers at work
         self._doomed: dict[str, str] = {}  # fillers whose removal failed, to the volume that goes with them or ""
 
+    def settle(self, seconds: float) -> None:
+        """Let fillings that nobody waits for any more remove what they had begun, at most so long."""
+        self._filling.settle(seconds)
+
     # -- for a task ----------------------------------------------------------------------------------------------
 
     def mounts(self, sidecars: Sequence[Sidecar], unit: Unit) -> list[str]:
