@@ -34,7 +34,7 @@ def of_container(container: Container) -> ExitFacts:
 
 def _hint(code: int) -> str:
     if code == _NOT_FOUND:
-        return ", which is what a shell says of a program that is not in the image, or that needs glibc where it has musl"
+        return ", which is what a shell says of a program that is not in the image, or that needs glibc there"
     if code == _KILLED:
         return ", that is, it was killed from outside, or the host ran out of memory"
     if code == _LOST:
