@@ -56,7 +56,7 @@ def test_every_kubectl_will_do(site: KubernetesSite, program: Path) -> None:
     backend = site.open(kubectl_path=str(program), preflight=True, unschedulable_timeout=1.0)
     unit = site.started(backend, "exit 4")
     assert ended(unit).code == 4
-    assert backend.tail(unit, 100) == b""
+    assert backend.tail(unit, 100) in (b"", b"up\n"), "in a cluster that is not ours the agent says so"
     assert backend.clean_up(unit, keep=False) == ""
     hold = site.cluster.faults.hold_pods()
     unit = site.unit("exit 0")

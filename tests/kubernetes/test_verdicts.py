@@ -13,7 +13,7 @@ from oz_worker.backends.kubernetes import Kubernetes
 from oz_worker.model import Reason
 from tests.cluster.resources import PODS
 from tests.hosting import eventually
-from tests.kubernetes.kubernetes_site import KubernetesSite, ended, pod_template
+from tests.kubernetes.kubernetes_site import KubernetesSite, ended, options_for
 
 SOON = {"unschedulable_timeout": 2.0, "volume_mount_timeout": 3.0, "image_pull_timeout": 3.0}
 """How long each may last, where the configuration can say it."""
@@ -176,7 +176,9 @@ def is_told(site: KubernetesSite, case: Case, limits: Limits | None = None) -> N
     """Let it happen; *limits* are those that the configuration cannot say."""
     options = {**SOON, **case.options}
     if "pod_template" in options:
-        options["pod_template"] = merged(pod_template(site.root), options["pod_template"])
+        options["pod_template"] = merged(
+            options_for(site.cluster, site._place)["pod_template"], options["pod_template"]
+        )
     backend = site.open(**options)
     if limits is not None:
         backend._board._limits = limits
