@@ -10,8 +10,8 @@ import pytest
 from oz_worker.backends.base import Unit
 from oz_worker.backends.job_waits import Limits
 from oz_worker.backends.kubernetes import Kubernetes
-from oz_worker.model import Reason
-from tests.cluster.resources import PODS
+from oz_worker.model import Key, Reason
+from tests.cluster.resources import EVENTS, PODS
 from tests.hosting import eventually
 from tests.kubernetes.kubernetes_site import KubernetesSite, ended, options_for
 
@@ -202,3 +202,19 @@ def is_told(site: KubernetesSite, case: Case, limits: Limits | None = None) -> N
     assert job is None or {"type": "Failed", "status": "True"}.items() <= job["status"]["conditions"][-1].items()
     assert backend.clean_up(unit, keep=False) == ""
     assert backend.units() == []
+
+
+def test_many_that_wait_in_a_namespace_full_of_events_are_told_why(site: KubernetesSite) -> None:
+    about = {"kind": "Pod", "namespace": "default", "name": "other", "uid": "other"}
+    for number in range(3100):
+        event = {"metadata": {"name": f"a-{number:04}"}, "involvedObject": about, "reason": "Odd", "message": "m"}
+        site.cluster.api.create(EVENTS, "default", {"kind": "Event", "apiVersion": "v1", "type": "Normal", **event})
+    site.cluster.faults.fail_mounts("place", which=lambda pod: "unmounted" in str(pod["metadata"]["labels"]))
+    backend = site.open(**SOON)
+    mounts = [started(site, backend, "exit 0", key=Key(f"unmounted-{number}", "run")) for number in range(6)]
+    for unit in mounts:
+        facts = ended(unit)
+        assert facts.reason is Reason.VOLUME_MOUNT, facts
+        assert "mount failed" in facts.detail
+        assert backend.stragglers(unit) == ""
+        assert backend.clean_up(unit, keep=False) == ""
