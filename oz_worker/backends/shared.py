@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from typing import Callable, Generic, Hashable, TypeVar
+from typing import Callable, Generic, Hashable, Iterator, TypeVar
 
 from oz_worker import threads
 from oz_worker.backends.base import Unit
@@ -52,6 +53,22 @@ class Shared(Generic[K, V]):
 
     def get(self, key: K, unit: Unit) -> V:
         """What *work* returns, from a run that did not end before this call. Raises what it raises, or Stopped."""
+        with self.asked(key, unit) as answer:
+            return answer()
+
+    @contextlib.contextmanager
+    def asked(self, key: K, unit: Unit) -> Iterator[Callable[[], V]]:
+        """Let it be run from now on, for *unit* among others; the answer is `get`'s, and waited for when it is called.
+
+        Who leaves without it wants it no more.
+        """
+        job = self._join(key, unit)
+        try:
+            yield lambda: self._await(job, unit)
+        finally:
+            self._leave(key, job, unit)
+
+    def _join(self, key: K, unit: Unit) -> _Job[V]:
         with self._lock:
             job = self._jobs.get(key)
             fresh = job is None
@@ -60,20 +77,26 @@ class Shared(Generic[K, V]):
             job.waiting.add(unit)
         if fresh:
             self._begin(key, job)
+        return job
+
+    def _await(self, job: _Job[V], unit: Unit) -> V:
         unit.wait_until(lambda: job.done or unit.cause is not None)
         with self._lock:
-            job.waiting.discard(unit)
             done = job.done  # from now on: what an abandoned run still says is no answer
-            abandoned = not job.waiting and not done
-            if abandoned and self._jobs.get(key) is job:
-                del self._jobs[key]  # who comes from now on begins anew
-        if abandoned:
-            job.waker.wake()
         if not done:
             raise Stopped(f"unit {unit.name} was stopped while it waited")
         if job.error is not None:
             raise job.error
         return job.value  # type: ignore[return-value]
+
+    def _leave(self, key: K, job: _Job[V], unit: Unit) -> None:
+        with self._lock:
+            job.waiting.discard(unit)
+            abandoned = not job.waiting and not job.done
+            if abandoned and self._jobs.get(key) is job:
+                del self._jobs[key]  # who comes from now on begins anew
+        if abandoned:
+            job.waker.wake()
 
     def _begin(self, key: K, job: _Job[V]) -> None:
         try:
