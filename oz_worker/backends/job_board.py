@@ -38,6 +38,7 @@ class Card:
         self.unit = unit
         self.exists_since = _FAR  # from then on its absence from a list means that it is gone
         self.uid = ""
+        self.deleted: set[str] = set()  # uids of Jobs of this unit that were told to be gone while it had none yet
         self.job: Object | None = None
         self.pods: dict[str, Object] = {}  # by uid, those that are gone too
         self.waits: job_facts.Waits = job_facts.NO_WAITS
@@ -97,6 +98,8 @@ class Board:
                 card.uid = str(job["metadata"]["uid"])
                 card.exists_since = min(card.exists_since, time.monotonic())
                 card.look_at = 0.0
+                if card.uid in card.deleted:
+                    card.gone_at = min(card.gone_at, time.monotonic())
 
     def mute(self, name: str) -> None:
         """Speak no verdict on the unit: its end is about to be made, and told, by who calls this."""
@@ -157,9 +160,7 @@ class Board:
                 self._judge(card)
         elif change != "DELETED":
             self._job(thing)
-        elif (card := self._of(thing)) is not None and card.uid == thing["metadata"]["uid"]:
-            with self._lock:
-                card.job = job_facts.pruned(thing)
+        elif (card := self._of(thing)) is not None and self._is_deleted(card, thing):
             self._vanished(card)
 
     def busy(self) -> bool:
@@ -185,6 +186,16 @@ class Board:
             return min([next_events, *(card.look_at for card in waiting)])
 
     # -- small steps
+
+    def _is_deleted(self, card: Card, thing: dict[str, Any]) -> bool:
+        """Note the last state of a Job; whether it is the card's."""
+        uid = str(thing["metadata"]["uid"])
+        with self._lock:
+            if not card.uid:  # the answer to its creation is still on its way, or it is an earlier one
+                card.deleted.add(uid)
+            if card.uid in ("", uid):
+                card.job = job_facts.pruned(thing)
+            return card.uid == uid
 
     def _of(self, thing: Object) -> Card | None:
         with self._lock:
