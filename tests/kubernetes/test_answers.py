@@ -1,0 +1,83 @@
+"""Answers that are easily taken for what they are not: the wrong reading of each ends, loses or leaves a task."""
+
+from __future__ import annotations
+
+import pytest
+
+from oz_worker.model import Cause, Reason
+from tests.hosting import eventually
+from tests.kubernetes.kubernetes_site import KubernetesSite, Starting, ended
+
+
+def test_two_changes_of_a_quota_at_once_refuse_no_job(site: KubernetesSite) -> None:
+    """409 on a creation: a quota's counter was written by somebody else in the same moment, as on GKE."""
+    backend = site.open()
+    unit = site.unit("exit 3")
+    with site.cluster.faults.fail(409, "create", "jobs", times=2):
+        starting = Starting(backend, unit)
+        starting.over()
+    assert starting.error is None
+    assert ended(unit).code == 3
+    assert backend.clean_up(unit, keep=False) == ""
+
+
+@pytest.mark.parametrize("code", [404, 409])
+def test_a_deletion_that_is_refused_is_no_proof(site: KubernetesSite, code: int) -> None:
+    """A proxy that lost its server says 404 to everything; 409 is also said of two changes at once."""
+    backend = site.open()
+    unit = site.started(backend, "while :; do sleep 0.1; done")
+    with site.cluster.faults.fail(code, "delete", "jobs", times=1):
+        unit.order_stop(Cause.CANCEL, 1)
+        facts = backend.stop(unit)
+    assert facts.remains == ""
+    assert site.job(unit) is None
+    assert not site.running(unit)
+
+
+def test_a_proxy_without_its_server_ends_no_task_that_is_taken_up(site: KubernetesSite) -> None:
+    first = site.open()
+    unit = site.started(first, f"{site.go('end')}; exit 3")
+    first.close()
+    second = site.open()
+    again = site.unit("", key=unit.key)
+    with site.cluster.faults.fail(404, "get", "jobs", times=1):
+        second.attach(again)
+    assert again.facts is None
+    site.let("end")
+    assert ended(again).code == 3
+
+
+def test_a_long_refusal_is_one(site: KubernetesSite) -> None:
+    """The words at the beginning say what it is, however many follow."""
+    text = 'admission webhook "policy.example.com" denied the request: ' + "no such pods here; " * 200
+    backend = site.open()
+    unit = site.unit("exit 3")
+    with site.cluster.faults.fail(400, "create", "jobs", message=text):
+        starting = Starting(backend, unit)
+        starting.over()
+    assert starting.error is not None
+    assert "policy.example.com" in str(starting.error)
+    assert len(str(starting.error)) < 3000
+
+
+def test_a_job_that_goes_before_its_creation_is_answered(site: KubernetesSite) -> None:
+    """Removed by hand while the answer was on its way: nothing else will ever be told of it."""
+    body = f"""
+case " $* " in *" create "*)
+  "$REAL" "$@" > {site.root}/answer || exit
+  while [ ! -e {site.root}/deleted ]; do sleep 0.05; done
+  cat {site.root}/answer
+  exit ;;
+esac"""
+    backend = site.open(kubectl_path=site.fake_kubectl(body))
+    eventually(lambda: len(site.cluster.faults.watches()) == 2)
+    unit = site.unit("while :; do sleep 0.1; done")
+    with site.cluster.faults.lose_events(lambda thing: "containers" in thing["spec"]):  # it had no pod yet
+        starting = Starting(backend, unit)
+        eventually(lambda: site.job(unit))
+        site.cluster.faults.delete_job("default", site.jobs()[0]["metadata"]["name"], policy="Foreground")
+        eventually(lambda: site.job(unit) is None)
+        (site.root / "deleted").touch()
+        starting.over()
+    assert ended(unit).reason is Reason.JOB_WATCH
+    assert backend.clean_up(unit, keep=False) == ""
