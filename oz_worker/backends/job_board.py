@@ -216,7 +216,7 @@ class Board:
     def _pod(self, thing: dict[str, Any], *, gone: bool = False) -> Card | None:
         card = self._of(thing)
         if card is not None:
-            pod = job_facts.pruned(thing)
+            pod = job_facts.censored(job_facts.pruned(thing), card.unit.secrets)
             with self._lock:
                 card.pods[str(thing["metadata"]["uid"])] = job_facts.gone(pod) if gone else pod
         return card

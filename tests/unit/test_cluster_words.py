@@ -21,7 +21,10 @@ QUOTA = (
     'Operation cannot be fulfilled on resourcequotas "gke-resource-quotas": the object has been modified; please apply'
     " your changes to the latest version and try again"
 )
-UID = 'Operation cannot be fulfilled on jobs.batch "j": Precondition failed: UID in precondition: a, UID in object meta: b'
+UID = (
+    'Operation cannot be fulfilled on jobs.batch "j": Precondition failed: UID in precondition: a,'
+    " UID in object meta: b"
+)
 LARGE = "rpc error: code = ResourceExhausted desc = trying to send message larger than max (2160476 vs. 2097152)"
 
 
