@@ -70,6 +70,7 @@ class _Stream:
         self.trouble = ""
         self.next_at = 0.0  # monotonic: not before then; while a child runs, when its silence means that it is dead
         self.began = 0.0
+        self.heard = 0.0  # monotonic: the last line, or list; streams that end cleanly and say nothing do not count
         self.pauses = _pauses()
 
     def end(self) -> None:
@@ -202,7 +203,7 @@ class JobWatch:
     def _list(self, stream: _Stream) -> None:
         began = time.monotonic()
         found = self._cluster.find(stream.kind, self._selector, interrupt=self._leave.fileno())
-        stream.version = found.version
+        stream.version, stream.heard = found.version, time.monotonic()
         self._ears.listed(stream.kind, found.items, began)
 
     def _open(self, stream: _Stream) -> None:
@@ -212,7 +213,7 @@ class JobWatch:
         os.set_blocking(stream.child.stderr, False)
         stream.lines = Lines(stream.child.stdout, _LONGEST_LINE)
         stream.began = time.monotonic()
-        stream.next_at = stream.began + self._patience
+        stream.next_at = stream.heard + self._patience
 
     def _say_how_it_is(self) -> None:
         """One of the two that fails is enough to make what we know of a Job half of it."""
@@ -251,7 +252,8 @@ class JobWatch:
             self._over(stream)
             return
         for line in fresh:
-            stream.next_at = time.monotonic() + self._patience
+            stream.heard = time.monotonic()
+            stream.next_at = stream.heard + self._patience
             try:
                 self._event(stream, line)
             except ClusterError as error:
@@ -273,7 +275,8 @@ class JobWatch:
         """The child has ended. A clean end is the server's limit: go on from where it came to."""
         code, words = stream.ended()
         if code == 0:
-            self._again(stream, stream.version)
+            silent = time.monotonic() - stream.heard > self._patience
+            self._again(stream, "" if silent else stream.version)
             return
         error = refusal(f"kubectl get {stream.kind}", code, words)
         if isinstance(error, Forbidden):

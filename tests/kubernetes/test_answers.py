@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 import pytest
 
+from oz_worker.backends.job_watch import Ears, JobWatch
+from oz_worker.clusters import cluster_for
 from oz_worker.model import Cause, Reason
+from oz_worker.settings import KubernetesOptions
 from tests.hosting import eventually
-from tests.kubernetes.kubernetes_site import KubernetesSite, Starting, ended
+from tests.kubernetes.kubernetes_site import KubernetesSite, Starting, ended, options_for
 
 
 def test_two_changes_of_a_quota_at_once_refuse_no_job(site: KubernetesSite) -> None:
@@ -58,6 +64,28 @@ def test_a_long_refusal_is_one(site: KubernetesSite) -> None:
     assert starting.error is not None
     assert "policy.example.com" in str(starting.error)
     assert len(str(starting.error)) < 3000
+
+
+def test_watches_that_end_at_once_without_a_line_are_no_reason_to_wait_for_ever(site: KubernetesSite) -> None:
+    """A proxy may hold streams back and end them cleanly: the silence of all of them counts together."""
+    body = 'case "$*" in *watch=1*) sleep 0.5; exit 0 ;; esac'
+    options = KubernetesOptions(**options_for(site.cluster, site.root, kubectl_path=site.fake_kubectl(body)))
+    door = cluster_for(options, {"PATH": os.environ["PATH"]}, instance="mute", instance_dir=site.root)
+    lists: list[str] = []
+
+    def listed(kind: str, things: list[dict[str, Any]], began: float) -> None:
+        lists.append(kind)
+
+    never = float("inf")
+    ears = Ears(
+        listed, lambda kind, change, thing: None, lambda: never, lambda: True, lambda s, why: None, lambda: None
+    )
+    watch = JobWatch(door, "a=b", ears, lambda name, error: None, silent_seconds=2.0)
+    watch.start()
+    try:
+        eventually(lambda: lists.count("jobs") > 1 and lists.count("pods") > 1)
+    finally:
+        watch.stop(10)
 
 
 def test_a_job_that_goes_before_its_creation_is_answered(site: KubernetesSite) -> None:
