@@ -169,7 +169,7 @@ class Kubernetes:
             hidden = secret(self._options, unit, unit.spec, **ids, job_uid=str(made["metadata"]["uid"]))
             if hidden is not None:
                 self._starter.create_secret(unit, hidden)
-                self._traces.mark(unit, _SECRET_MADE)
+                self._note_secret(unit)
         except Stopped:
             facts = self.stop(unit)
             if facts.remains:
@@ -180,10 +180,30 @@ class Kubernetes:
             raise TaskFault(job_facts.no_room(error)) from error
         except Taken as taken:
             raise TaskFault(job_facts.taken(taken.job, self._whose.owner(taken.job))) from taken
-        except (Refused, ClusterDown) as error:
+        except Refused as error:
             self._give_up(unit)
             raise TaskFault(job_facts.not_created(str(error))) from error
+        except ClusterDown as error:
+            raise TaskFault(self._unanswered(unit, str(error))) from error
         self._watch.wake()
+
+    def _note_secret(self, unit: Unit) -> None:
+        """For who comes after a kill: without the note he looks whether the agent runs, which it may do by now."""
+        try:
+            self._traces.mark(unit, _SECRET_MADE)
+        except OSError as error:
+            logger.warning("unit %s: that its Secret was made could not be noted: %s", unit.name, error)
+
+    def _unanswered(self, unit: Unit, sentence: str) -> ExitFacts:
+        """Nobody said whether the Job was made. Unless it is proven that it was not, its agent may have run, or run."""
+        try:
+            existing = self._cluster.get("jobs", job_name(unit.key))
+            made = existing is not None and self._whose.is_of(existing, unit)
+        except ClusterError:
+            made = True
+        self._note_gone(unit)
+        remains = self._stopper.delete(unit, Deadline(PROOF_SECONDS)) if made else ""
+        return dataclasses.replace(job_facts.not_created(sentence), agent_started=made, remains=remains)
 
     def _give_up(self, unit: Unit) -> None:
         """A Job that may have been made all the same must not run: it is removed now, or when it appears."""

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
+from oz_worker.backends import kubernetes
 from oz_worker.backends.job_watch import Ears, JobWatch
 from oz_worker.clusters import cluster_for
+from oz_worker.errors import TaskFault
 from oz_worker.model import Cause, Reason
 from oz_worker.settings import KubernetesOptions
-from tests.hosting import eventually
+from tests.hosting import INSTANCE, eventually, written
 from tests.kubernetes.kubernetes_site import KubernetesSite, Starting, ended, options_for
 
 
@@ -108,4 +110,51 @@ esac"""
         (site.root / "deleted").touch()
         starting.over()
     assert ended(unit).reason is Reason.JOB_WATCH
+    assert backend.clean_up(unit, keep=False) == ""
+
+
+@pytest.mark.parametrize("kind", ["jobs", "secrets"])
+def test_a_creation_that_nobody_answered_is_not_told_as_one_that_never_was(
+    site: KubernetesSite, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Job was made, and then the cluster was away for longer than it is waited for: its agent runs there."""
+    monkeypatch.setattr(kubernetes, "START_SECONDS", 1.0)
+    monkeypatch.setattr(kubernetes, "PROOF_SECONDS", 1.0)
+    back, away = site.root / "back", site.root / "away"
+    body = f"""
+if [ -e {away} ] && [ ! -e {back} ]; then echo "Unable to connect to the server: EOF" >&2; exit 1; fi
+case " $* " in *" create --raw "*/{kind}*)
+  : > {away}
+  "$REAL" "$@" > /dev/null
+  echo "Unable to connect to the server: EOF" >&2
+  exit 1 ;;
+esac"""
+    backend = site.open(kubectl_path=site.fake_kubectl(body), env_in_secret=kind == "secrets")
+    unit = site.unit(f"echo up > {site.root}/up; while :; do sleep 0.1; done")
+    backend.prepare(unit)
+    with pytest.raises(TaskFault) as fault:
+        backend.start(unit)
+    written(site.root / "up")
+    facts = fault.value.facts
+    assert facts.reason is Reason.JOB_CREATE
+    assert facts.agent_started
+    assert "Job" in facts.remains
+    back.touch()
+    unit.order_stop(Cause.SHUTDOWN, 0)
+    eventually(lambda: backend.stop(unit).remains == "")
+    assert not site.running(unit)
+    eventually(lambda: backend.clean_up(unit, keep=False) == "")
+
+
+def test_a_disk_that_is_full_behind_the_secret_ends_nothing(site: KubernetesSite) -> None:
+    """The agent may run by then: only what a kill -9 would ask for cannot be noted."""
+    mark = site.root / "state" / INSTANCE / "units" / "*" / "secret-made"
+    body = f"""
+case " $* " in *" create --raw "*/secrets*)
+  for unit in {mark.parent}; do mkdir "$unit/{mark.name}"; done ;;
+esac"""
+    backend = site.open(kubectl_path=site.fake_kubectl(body), env_in_secret=True)
+    unit = site.started(backend, f"{site.go('end')}; exit 3")
+    site.let("end")
+    assert ended(unit).code == 3
     assert backend.clean_up(unit, keep=False) == ""
