@@ -163,6 +163,12 @@ class Board:
         elif (card := self._of(thing)) is not None and self._is_deleted(card, thing):
             self._vanished(card)
 
+    def outage(self) -> None:
+        """The cluster does not answer: what a pod waits for has no time to come meanwhile, so its time begins anew."""
+        with self._lock:
+            for card in self._cards.values():
+                card.waits = job_facts.NO_WAITS
+
     def busy(self) -> bool:
         """Whether anything is followed whose end is not known."""
         with self._lock:

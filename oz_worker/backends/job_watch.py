@@ -173,6 +173,7 @@ class JobWatch:
             logger.info("the watch of %s has said nothing for %g s; listing anew", stream.kind, self._patience)
             stream.end()
             stream.version = ""
+        began = time.monotonic()
         try:
             if not stream.version:
                 self._list(stream)
@@ -187,6 +188,7 @@ class JobWatch:
         except (ClusterError, SpawnError) as error:
             if not self._stopping.is_set():
                 self._failed(stream, error)
+                self._silent_since = self._silent_since or began
 
     def _is_back(self, stream: _Stream) -> None:
         """It answers again: then the other one is asked at once, too."""
@@ -222,7 +224,7 @@ class JobWatch:
             self._silent_since = None
             self._ears.answers()
             return
-        self._silent_since = self._silent_since or time.monotonic()
+        assert self._silent_since is not None
         self._ears.silent(time.monotonic() - self._silent_since, troubles[0])
 
     def _wait(self, due: float) -> None:

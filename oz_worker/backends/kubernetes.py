@@ -49,6 +49,8 @@ RECENT_SECONDS = 600.0
 _SECRET_MADE = "secret-made"
 _CLOSE_SECONDS = 3.0
 _REMEMBERED = 1000
+_OUTAGE_SECONDS = 10.0
+"""A silence that long is more than a hiccup: nobody in the cluster could do anything meanwhile."""
 _LAST_WORDS_BYTES = 64 << 10
 _LEAST_GRACE = 30
 """Kubernetes' own default of a pod's grace."""
@@ -348,6 +350,8 @@ class Kubernetes:
         if not self._silence:
             logger.warning("the cluster does not answer: %s; running tasks go on", why)
         self._silence = f"the cluster does not answer: {why}"
+        if seconds > _OUTAGE_SECONDS:
+            self._board.outage()
 
     def _answers(self) -> None:
         if self._silence:
