@@ -31,6 +31,8 @@ SILENT_SECONDS = 150.0
 """Without a line for so long, bookmarks included, a watch is dead: the server sends one about every minute."""
 POLL_SECONDS, IDLE_POLL_SECONDS = 5.0, 60.0
 """How often to list where watching is not allowed: while anything is followed, and while nothing is."""
+TRY_AGAIN_SECONDS = 600.0
+"""How often to see whether watching is allowed by now."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0
 SETTLED_SECONDS = 5.0
 """A watch that lived so long was none of a series of failures."""
@@ -66,7 +68,7 @@ class _Stream:
         self.version = ""  # go on from here; "" means: list
         self.child: Child | None = None
         self.lines: Lines | None = None
-        self.polling = False  # watching is not allowed
+        self.polling_until = 0.0  # monotonic: watching is not allowed, which may be mended until then
         self.trouble = ""
         self.next_at = 0.0  # monotonic: not before then; while a child runs, when its silence means that it is dead
         self.began = 0.0
@@ -177,7 +179,7 @@ class JobWatch:
         try:
             if not stream.version:
                 self._list(stream)
-            if stream.polling:
+            if time.monotonic() < stream.polling_until:
                 stream.version = ""
                 pause = POLL_SECONDS if self._ears.busy() else IDLE_POLL_SECONDS
                 stream.next_at = time.monotonic() + pause
@@ -303,7 +305,7 @@ class JobWatch:
                 POLL_SECONDS,
             )
         self._warned = True
-        stream.polling = True
+        stream.polling_until = time.monotonic() + TRY_AGAIN_SECONDS
         stream.version, stream.next_at = "", time.monotonic() + POLL_SECONDS
 
 

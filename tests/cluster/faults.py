@@ -16,6 +16,7 @@ from tests.cluster.watching import Watch
 
 _SAID = {
     401: ("Unauthorized", "Unauthorized"),
+    403: ("Forbidden", "forbidden"),
     404: ("NotFound", "the server could not find the requested resource"),
     409: (
         "Conflict",

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from oz_worker.backends import kubernetes
+from oz_worker.backends import job_watch, kubernetes
 from oz_worker.backends.job_watch import Ears, JobWatch
 from oz_worker.clusters import cluster_for
 from oz_worker.errors import TaskFault
@@ -158,3 +158,26 @@ esac"""
     site.let("end")
     assert ended(unit).code == 3
     assert backend.clean_up(unit, keep=False) == ""
+
+
+def test_a_watch_that_was_forbidden_for_a_while_comes_back(
+    site: KubernetesSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RBAC that is mended, or an authorizer that was not ready, is noticed without a restart."""
+    monkeypatch.setattr(job_watch, "TRY_AGAIN_SECONDS", 6.0)
+    text = 'jobs.batch is forbidden: User "worker" cannot watch resource "jobs" in API group "batch"'
+    with site.cluster.faults.fail(403, "watch", message=text) as fault:
+        backend = site.open()
+        eventually(lambda: fault.met >= 2)
+    unit = site.started(backend, f"{site.go('end')}; exit 3")
+    eventually(lambda: {watch.asked.resource.plural for watch in site.cluster.faults.watches()} == {"jobs", "pods"})
+    site.let("end")
+    assert ended(unit).code == 3
+    assert backend.clean_up(unit, keep=False) == ""
+
+
+def test_a_hiccup_during_the_preflight_is_no_reason_to_give_up(site: KubernetesSite) -> None:
+    with site.cluster.faults.fail(500, "get", "jobs", times=1) as fault:
+        site.open(preflight=True)
+        assert fault.met
+    assert site.jobs() == []
