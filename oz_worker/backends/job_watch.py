@@ -17,6 +17,7 @@ import time
 from typing import Any, Callable, Iterator, NamedTuple
 
 from oz_worker import errand, threads
+from oz_worker.backends.job_seen import pruned
 from oz_worker.backends.lines import Lines
 from oz_worker.cluster import Cluster, ClusterError, Forbidden, event_of, refusal
 from oz_worker.process import HELPER, Child, Request, SpawnError, spawn
@@ -206,7 +207,7 @@ class JobWatch:
 
     def _list(self, stream: _Stream) -> None:
         began = time.monotonic()
-        found = self._cluster.find(stream.kind, self._selector, interrupt=self._leave.fileno())
+        found = self._cluster.find(stream.kind, self._selector, interrupt=self._leave.fileno(), keep=pruned)
         stream.version, stream.heard = found.version, time.monotonic()
         self._ears.listed(stream.kind, found.items, began)
 

@@ -364,7 +364,7 @@ class Kubernetes:
         return selector(worker_id=self._worker_id, instance=self._instance)
 
     def _jobs(self) -> list[dict[str, Any]]:
-        return self._cluster.find("jobs", self._selector()).items
+        return self._cluster.find("jobs", self._selector(), keep=_settled_ones_pruned).items
 
     def _listed(self, jobs: Sequence[Object]) -> list[Found]:
         units = {unit.name: unit for unit in self._traces.list()}
@@ -375,6 +375,11 @@ class Kubernetes:
 def _is_settled(thing: Object) -> bool:
     """Whether nothing of it runs and nothing is left to do: it goes by its TTL, or is going."""
     return is_over(thing) and (is_kept(thing) or is_going(thing))
+
+
+def _settled_ones_pruned(thing: dict[str, Any]) -> dict[str, Any]:
+    """Of one that may be taken up all is needed; of the many that only wait for their TTL next to nothing."""
+    return job_facts.pruned(thing) if _is_settled(thing) and age(thing, time.time()) >= RECENT_SECONDS else thing
 
 
 def _give_way(unit: Unit) -> None:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
 import pytest
 
+from oz_worker.backends.job_seen import pruned
 from oz_worker.cluster import (
+    Cluster,
     ClusterDown,
     ClusterError,
     Conflict,
@@ -51,3 +59,32 @@ def test_what_a_refusal_is(said: str, kind: type[ClusterError]) -> None:
 def test_a_line_that_is_nested_without_end_is_unreadable() -> None:
     with pytest.raises(ClusterDown, match="unreadable"):
         event_of(b'{"type":"ADDED","object":' + b"[" * 100_000)
+
+
+def test_a_list_is_pruned_page_by_page(tmp_path: Path) -> None:
+    """Thousands of failed Jobs may wait for their TTL: a worker holds one page of them at most."""
+    page = {"metadata": {"continue": "more"}, "items": [_job(n) for n in range(300)]}
+    (tmp_path / "page").write_text(json.dumps(page))
+    (tmp_path / "last").write_text(json.dumps({"metadata": {"resourceVersion": "7"}, "items": []}))
+    asked = tmp_path / "asked"
+    program = tmp_path / "kubectl"
+    program.write_text(
+        f"#!/bin/sh\necho >> {asked}\n"
+        f"[ $(wc -l < {asked}) -gt 6 ] && exec cat {tmp_path}/last\nexec cat {tmp_path}/page\n"
+    )
+    program.chmod(0o755)
+    door = Cluster(str(program), namespace="n", flags=(), environment=dict(os.environ), instance="i", timeout=30.0)
+    tracemalloc.start()
+    try:
+        found = door.find("jobs", keep=pruned)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (len(found.items), found.version) == (1800, "7")
+    assert peak < 16 * (tmp_path / "page").stat().st_size
+
+
+def _job(number: int) -> dict[str, Any]:
+    env = [{"name": f"NAME_{each}", "value": f"{number}-{each}" * 10} for each in range(100)]
+    template = {"spec": {"containers": [{"name": "task", "env": env}]}}
+    return {"metadata": {"name": f"j{number}", "uid": f"u{number}"}, "spec": {"template": template}, "status": {}}
