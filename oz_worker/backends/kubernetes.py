@@ -167,10 +167,10 @@ class Kubernetes:
         try:
             self._traces.starting(unit)
             made = self._starter.create(unit, thing)
-            self._board.follow(unit, made)
-            hidden = secret(self._options, unit, unit.spec, **ids, job_uid=str(made["metadata"]["uid"]))
+            self._board.follow(unit, made.job)
+            hidden = secret(self._options, unit, unit.spec, **ids, job_uid=str(made.job["metadata"]["uid"]))
             if hidden is not None:
-                self._starter.create_secret(unit, hidden)
+                self._starter.create_secret(unit, hidden, taken_up=made.taken_up)
                 self._note_secret(unit)
         except Stopped:
             facts = self.stop(unit)

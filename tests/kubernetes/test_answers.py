@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from oz_worker.backends import job_watch, kubernetes
+from oz_worker.backends import job_start, job_watch, kubernetes
 from oz_worker.backends.job_watch import Ears, JobWatch
 from oz_worker.clusters import cluster_for
 from oz_worker.errors import TaskFault
@@ -181,3 +181,20 @@ def test_a_hiccup_during_the_preflight_is_no_reason_to_give_up(site: KubernetesS
         site.open(preflight=True)
         assert fault.met
     assert site.jobs() == []
+
+
+def test_a_job_that_is_taken_up_keeps_its_secret(site: KubernetesSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another worker of this id, which a rollout lets live a moment longer, was given the same execution before."""
+    monkeypatch.setattr(job_start, "_GONE_SECONDS", 2.0)
+    first = site.open(env_in_secret=True)
+    unit = site.started(first, f"{site.go('end')}; exit 3")
+    second = site.open(env_in_secret=True, state="other")
+    again = site.unit("exit 9", key=unit.key)
+    starting = Starting(second, again)
+    starting.over()
+    assert starting.error is None
+    assert site.running(unit)
+    site.let("end")
+    assert (ended(unit).code, ended(again).code) == (3, 3)
+    for backend, one in ((first, unit), (second, again)):
+        assert backend.clean_up(one, keep=False) == ""
