@@ -231,9 +231,8 @@ class Cluster:
         while True:
             asked = {"labelSelector": selector, "fieldSelector": fields, "limit": str(PAGE), **more}
             path = self.path(kind, query=asked)
-            about = _object(self.call("get", "--raw", path, interrupt=interrupt, timeout=timeout))
-            items += [keep(_thing(item)) for item in about.get("items") or []]
-            metadata = about.get("metadata") or {}
+            found, metadata = _list(self.call("get", "--raw", path, interrupt=interrupt, timeout=timeout))
+            items += [keep(_thing(item)) for item in found]
             more = {"continue": str(metadata.get("continue") or "")}
             number += 1
             if not more["continue"] or number == pages:
@@ -378,6 +377,16 @@ def _thing(about: Any) -> dict[str, Any]:
         found: dict[str, Any] = about
         return found
     raise ClusterDown(f"kubectl printed something that is no object of a cluster: {str(about)[:80]}")
+
+
+def _list(text: bytes) -> tuple[list[Any], dict[str, Any]]:
+    """Items and metadata of a list. Raises ClusterDown for anything else: an empty list says that nothing exists."""
+    about = _object(text)
+    items, metadata = about.get("items"), about.get("metadata")
+    whole = str(about.get("kind")).endswith("List") and isinstance(metadata, dict)
+    if not whole or not (items is None or isinstance(items, list)):
+        raise ClusterDown(f"kubectl printed something that is no list: {text[:80]!r}")
+    return items or [], metadata or {}
 
 
 def _object(text: bytes) -> dict[str, Any]:

@@ -198,3 +198,23 @@ def test_a_job_that_is_taken_up_keeps_its_secret(site: KubernetesSite, monkeypat
     assert (ended(unit).code, ended(again).code) == (3, 3)
     for backend, one in ((first, unit), (second, again)):
         assert backend.clean_up(one, keep=False) == ""
+
+
+@pytest.mark.parametrize("answer", ["{}", '{"message": "please log in"}', '{"kind": "JobList", "items": 5}', "[]"])
+def test_what_is_no_list_is_not_taken_for_an_empty_one(site: KubernetesSite, answer: str) -> None:
+    """A proxy that wants a login may say so with status 200: nobody's Job is gone by that."""
+    body = f"""
+if [ -e {site.root}/odd ]; then
+  case "$*" in *watch=1*) exit 1 ;; *limit=500*) echo '{answer}'; exit 0 ;; esac
+fi"""
+    backend = site.open(kubectl_path=site.fake_kubectl(body))
+    unit = site.started(backend, f"{site.go('end')}; exit 3")
+    eventually(lambda: len(site.cluster.faults.watches()) == 2)
+    (site.root / "odd").touch()
+    site.cluster.faults.end_watches("gone")
+    eventually(backend.unavailable)
+    assert unit.facts is None
+    (site.root / "odd").unlink()
+    site.let("end")
+    assert ended(unit).code == 3
+    eventually(lambda: backend.clean_up(unit, keep=False) == "")

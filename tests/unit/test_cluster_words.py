@@ -63,9 +63,9 @@ def test_a_line_that_is_nested_without_end_is_unreadable() -> None:
 
 def test_a_list_is_pruned_page_by_page(tmp_path: Path) -> None:
     """Thousands of failed Jobs may wait for their TTL: a worker holds one page of them at most."""
-    page = {"metadata": {"continue": "more"}, "items": [_job(n) for n in range(300)]}
+    page = {"kind": "JobList", "metadata": {"continue": "more"}, "items": [_job(n) for n in range(300)]}
     (tmp_path / "page").write_text(json.dumps(page))
-    (tmp_path / "last").write_text(json.dumps({"metadata": {"resourceVersion": "7"}, "items": []}))
+    (tmp_path / "last").write_text(json.dumps({"kind": "JobList", "metadata": {"resourceVersion": "7"}, "items": []}))
     asked = tmp_path / "asked"
     program = tmp_path / "kubectl"
     program.write_text(
