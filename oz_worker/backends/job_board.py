@@ -297,20 +297,24 @@ class Board:
             uids = {uid for card in curious for uid in (card.uid, *card.pods) if uid}
         try:
             if len(uids) <= _FEW:
-                found = [
-                    e for uid in uids for e in self._cluster.find("events", fields=f"involvedObject.uid={uid}").items
-                ]
+                fields = [f"involvedObject.uid={uid}" for uid in uids]
+                found = [e for each in fields for e in self._find_events(each)]
             else:
-                found = self._cluster.find("events", pages=_EVENT_PAGES).items
+                found = self._find_events(pages=_EVENT_PAGES)
         except ClusterError as error:
             logger.debug("the events cannot be read: %s", error)
         else:
             self._events = {uid: [] for uid in uids}
             for event in found:
-                uid = str((event.get("involvedObject") or {}).get("uid"))
+                uid = job_facts.about(event)
                 if uid in uids:
                     self._events[uid].append(event)
         self._events_at = time.monotonic() + EVENTS_SECONDS
+
+    def _find_events(self, fields: str = "", pages: int = 0) -> list[dict[str, Any]]:
+        """Not for long: nobody else's end is heard of meanwhile."""
+        timeout = min(self._cluster.timeout, EVENTS_SECONDS)
+        return self._cluster.find("events", fields=fields, pages=pages, timeout=timeout).items
 
 
 def _lacks_pods(card: Card) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
 
 from oz_worker.backends import container_facts, job_waits, job_words
 from oz_worker.backends.job_seen import End, Event, Job, Pod, read_events, read_job, read_pods
+from oz_worker.backends.job_seen import about as about
 from oz_worker.backends.job_seen import agent_started as agent_started
 from oz_worker.backends.job_seen import censored as censored
 from oz_worker.backends.job_seen import gone as gone

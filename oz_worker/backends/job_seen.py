@@ -251,6 +251,11 @@ def read_events(found: Iterable[Mapping[str, Any]], uids: Iterable[str]) -> list
     return sorted((event for event in map(_event, found) if event.uid in wanted), key=lambda event: event.time)
 
 
+def about(event: Mapping[str, Any]) -> str:
+    """The uid of what an event is about."""
+    return _event(event).uid
+
+
 def _owners(found: Mapping[str, Any]) -> set[str]:
     owners = _mappings(_mapping(_mapping(found).get("metadata")).get("ownerReferences"))
     return {_text(owner.get("uid")) for owner in owners if owner.get("kind") == "Job"}

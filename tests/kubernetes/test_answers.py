@@ -218,3 +218,24 @@ fi"""
     site.let("end")
     assert ended(unit).code == 3
     eventually(lambda: backend.clean_up(unit, keep=False) == "")
+
+
+def test_events_that_hang_delay_no_other_task(site: KubernetesSite) -> None:
+    """One task has no image, and why is asked for; the thread that asks serves all the others, too."""
+    image = site.cluster.images.add("oz-test/none:1")
+    site.cluster.images.missing(image, "dial tcp: i/o timeout")
+    backend = site.open(api_timeout=18.0)
+    with site.cluster.faults.hang("list", "events") as fault:
+        stuck = site.unit("exit 0", docker_image=image)
+        backend.prepare(stuck)
+        backend.start(stuck)
+        unit = site.started(backend, f"{site.go('end')}; exit 3")
+        eventually(lambda: fault.met)
+        site.let("end")
+        eventually(lambda: not site.running(unit))
+        eventually(lambda: unit.facts, patience=10)
+    assert ended(unit).code == 3
+    stuck.order_stop(Cause.CANCEL, 1)
+    assert backend.stop(stuck).remains == ""
+    for one in (unit, stuck):
+        assert backend.clean_up(one, keep=False) == ""
