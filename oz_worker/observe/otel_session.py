@@ -1,12 +1,16 @@
-"""How the HTTP exporters ask: a session that tells `outage` in plain words why a delivery failed."""
+"""How the HTTP exporters ask: a session that bounds the answer and tells `outage` why a delivery failed."""
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import requests
 
 from oz_worker.observe.outage import SPOKEN
+
+MOST_BYTES = 64 * 1024
+"""Of an answer; a collector's has a few. Whatever else the endpoint belongs to must not fill the memory."""
 
 
 class Session(requests.Session):
@@ -14,12 +18,17 @@ class Session(requests.Session):
 
     def request(self, *arguments: Any, **options: Any) -> requests.Response:
         """As in requests, but a redirect is never followed (it could carry the headers elsewhere) and is an error."""
-        options["allow_redirects"] = False
+        options.update(allow_redirects=False, stream=True)
         try:
             response = super().request(*arguments, **options)
+            body = response.raw.read(MOST_BYTES + 1, decode_content=True)
+            if len(body) > MOST_BYTES:
+                response.close()
+                raise OSError("it answers without end; is that a collector?")
         except Exception as error:
             SPOKEN.hear(str(error))
             raise
+        response.raw = io.BytesIO(body)  # for whoever reads the answer again
         if response.status_code >= 300:
             SPOKEN.hear(f"{response.status_code} {response.reason}")
         if 300 <= response.status_code < 400:  # a login page, say, which the SDK would take for a delivery

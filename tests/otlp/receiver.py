@@ -38,7 +38,10 @@ class Delivery(NamedTuple):
 
 
 class Receiver:
-    """`behaviour`: ok | hang | reset | a status such as 503. `deliveries` grow; read them at any time."""
+    """`behaviour`: ok | hang | a status such as 503; over HTTP also reset | endless.
+
+    `deliveries` grow; read them at any time.
+    """
 
     protocol = ""
     port: int
@@ -133,6 +136,10 @@ class HttpReceiver(Receiver):
                     os.close(self.connection.detach())
                     self.close_connection = True
                     return
+                if behaviour == "endless":
+                    self.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
+                    while True:  # until the worker has enough, which ends in an error here
+                        self.wfile.write(bytes(65536))
                 if behaviour == "ok":
                     receiver.take(_http_delivery(self.path, dict(self.headers), body))
                 self.send_response(200 if behaviour == "ok" else int(behaviour))

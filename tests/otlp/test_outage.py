@@ -21,6 +21,7 @@ REASONS = {
         "401": "correct OTEL_EXPORTER_OTLP_HEADERS",
         "500": "500 Internal Server Error",
         "302": "302 Found",
+        "endless": "it answers without end",
         "reset": "Connection reset by peer",
         "hang": "no answer in time",
     },
