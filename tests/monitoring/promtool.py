@@ -47,11 +47,12 @@ def worker(
     minutes: int = 120,
     version: str = "0.1.0",
     silent: str = "",
+    given: Mapping[str, str] | None = None,
     **changed: str,
 ) -> list[Series]:
-    """All series of one healthy idle worker, with those of *changed* instead.
+    """All series of one healthy idle worker, with those of *given* and *changed* instead.
 
-    Keys of *changed* are a metric's name without `oz_worker_` and label values behind it, with `__` before each:
+    Their keys are a metric's name without `oz_worker_` and label values behind it, with `__` before each:
     `tasks_rejected_total__disk="0x30 1x90"`. *silent* is put before the values of everything: minutes in which the
     worker did not exist yet, like `_x30`.
     """
@@ -62,15 +63,15 @@ def worker(
     def add(metric: str, labels: Mapping[str, str], values: str) -> None:
         made.append(Series(metric, {**target, **scope, **labels}, f"{silent} {values}".strip()))
 
-    wanted = dict(changed)
+    wanted = {**(given or {}), **changed}
     healthy = {**NOT_PRIMED, "oz_worker_connected": "1", "oz_worker_tasks_max_concurrent": str(limit)}
     for each in CATALOGUE:
         if each.kind is Kind.HISTOGRAM:
             continue
-        for values in each.primed or ([()] if each.name in NOT_PRIMED else []):
-            key = "__".join((each.name.removeprefix("oz_worker_"), *values))
-            given = wanted.pop(key, f"{healthy.get(each.name, '0')}x{minutes}")
-            add(each.name, dict(zip(each.labels, values, strict=True)), given)
+        for marked in each.primed or ([()] if each.name in NOT_PRIMED else []):
+            key = "__".join((each.name.removeprefix("oz_worker_"), *marked))
+            values = wanted.pop(key, f"{healthy.get(each.name, '0')}x{minutes}")
+            add(each.name, dict(zip(each.labels, marked, strict=True)), values)
     info = wanted.pop("info", f"1x{minutes}")
     add("oz_worker_info", {"version": version, "backend": backend, "worker_id": name}, info)
     made.append(Series("up", target, wanted.pop("up", f"1x{minutes}")))
@@ -84,10 +85,11 @@ def histogram(name: str, instance: str, minutes: int, **labels: str) -> list[Ser
     assert tuple(labels) == each.labels
     target = {"job": "oz-worker", "instance": instance, **labels}
     buckets = [
-        Series(f"{name}_bucket", {**target, "le": f"{bound:g}"}, f"0+{int(place >= 2)}x{minutes}")
+        Series(
+            f"{name}_bucket", {**target, "le": f"{bound:g}".replace("inf", "+Inf")}, f"0+{int(place >= 2)}x{minutes}"
+        )
         for place, bound in enumerate((*each.bounds, float("inf")))
     ]
-    buckets[-1].labels["le"] = "+Inf"  # type: ignore[index]
     return [
         *buckets,
         Series(f"{name}_sum", target, f"0+{each.bounds[2]}x{minutes}"),
