@@ -202,6 +202,12 @@ HEALTHY = {
         *worker("pool", "b:9464", limit=0, tasks_active="9x120"),
     ],
     "hands over to a runtime": worker("hand", backend="command", tasks_completed_total__dispatched="0+5x120"),
+    "one dispatcher in thirty fails": worker(
+        "hand",
+        backend="command",
+        tasks_completed_total__dispatched="0+3x120",
+        task_failures_total__backend__dispatch_command="0x9 1x9 2x9 3x9 4x9 5x9 6x9 7x9 8x9 9x9 10x9 11x9",
+    ),
     "drains": worker("drain", tasks_rejected_total__draining="0+1x120", tasks_rejected_total__one_shot="0+1x120"),
 }
 
