@@ -1,0 +1,150 @@
+"""`health_listen`: `/healthz`, `/readyz` and `/status`, answered without the main thread.
+
+| path       | 200                                                  | 503                                         |
+|------------|------------------------------------------------------|---------------------------------------------|
+| `/healthz` | every essential thread lives and works               | which one died or is late, a line for each  |
+| `/readyz`  | a task that is assigned now would be taken           | why not, a line for each reason             |
+| `/status`  | what `status --json` prints of the instances served  | the database or a disk does not answer      |
+
+`/healthz` reads memory and nothing else. The other two look at disks and at the database, which may hang: they do that
+on a thread of their own, for which the listener waits `PATIENCE` seconds, and not again while it hangs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Callable, Mapping
+
+from oz_worker import threads
+from oz_worker.engine.disk import DiskGuard
+from oz_worker.errors import NotUsable
+from oz_worker.observe import watchdog
+from oz_worker.observe.http import Listener, Reply
+
+if TYPE_CHECKING:
+    from oz_worker.engine.admission import Engine
+
+logger = logging.getLogger(__name__)
+
+PATIENCE = 2.0
+FRESH_SECONDS = 0.5
+"""An answer so young is given again: whoever asks a thousand times a second must not look as often."""
+_JSON = "application/json"
+
+
+class Health:
+    """What the three pages say. `noted` and `attend` belong to the main thread, the pages to the listener's."""
+
+    def __init__(self) -> None:
+        self._engine: Engine | None = None
+        self._disk = DiskGuard((), min_free=0, min_inodes=0)
+        self._link: Mapping[str, str] = {"state": "connecting"}
+        self._step = "running"
+        self._listener: Listener | None = None
+
+    def listen(self, address: str) -> None:
+        """Serve on *address* (host:port; no host means every interface), "" for nowhere. Raises NotUsable."""
+        if not address:
+            return
+        host, _, port = address.rpartition(":")
+        ready, status = _Slow("readyz", self._ready), _Slow("status", self._status)
+        pages = {"/healthz": _healthz, "/readyz": ready.reply, "/status": status.reply}
+        self._listener = Listener("health", host.strip("[]"), int(port), pages)
+        try:
+            bound = self._listener.open()
+        except (OSError, UnicodeError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise NotUsable(
+                f"health_listen: nothing can be served on {address} ({why}); choose an address of this machine and a"
+                " port that is free, or leave the key out"
+            ) from None
+        self._listener.start(lambda _name, _error: None)  # whoever asks notices
+        logger.info("serving /healthz, /readyz and /status on %s port %d", *bound)
+
+    def attend(self, engine: Engine) -> None:
+        """The state and the backend are open: from now on their facts count."""
+        limits = engine.limits
+        self._disk = DiskGuard(limits.disk_paths, min_free=limits.min_free_disk, min_inodes=limits.min_free_inodes)
+        self._engine = engine
+
+    def noted(self, name: str, fact: Mapping[str, str]) -> None:
+        """The daemon wrote down a fact for `status`."""
+        if name == "link":
+            self._link = fact
+        elif name == "stop":
+            self._step = fact["step"]
+
+    def why_not_ready(self) -> list[str]:
+        """Why no task would be taken just now, a sentence each. May look at disks."""
+        engine = self._engine
+        if engine is None:
+            return ["starting: the state and the backend are being opened"]
+        link, disk, backend = self._link, self._disk.trouble(), engine.primary.backend.unavailable()
+        why = f": {link['why']}" if link.get("why") else ""
+        database = engine.primary.store.trouble
+        found = {
+            f"stopping ({self._step}): no new tasks are taken": self._step != "running",
+            f"not connected, the link is {link['state']}{why}": link["state"] != "connected",
+            f"backend: {backend}": backend,
+            f"disk: {disk}": disk,
+            f"the state database cannot be written: {database}": database,
+        }
+        return [*watchdog.troubles(), *(sentence for sentence, applies in found.items() if applies)]
+
+    def _ready(self) -> Reply:
+        found = self.why_not_ready()
+        return Reply(503 if found else 200, _lines(found or ["ready"]))
+
+    def _status(self) -> Reply:
+        from oz_worker.observe.status import account_of
+
+        served = list(self._engine.instances) if self._engine is not None else []
+        text = json.dumps([account_of(instance.path) for instance in served], indent=2)
+        return Reply(200, (text + "\n").encode(), _JSON)
+
+
+def _healthz() -> Reply:
+    found = watchdog.troubles()
+    return Reply(503 if found else 200, _lines(found or ["healthy"]))
+
+
+def _lines(sentences: list[str]) -> bytes:
+    return "".join(f"{' '.join(sentence.split())}\n" for sentence in sentences).encode("utf-8", "replace")
+
+
+class _Slow:
+    """A page that may hang: at most one thread is at it, its answer is used when it comes. The listener's thread only,
+    but for `_look`, which writes `_answer` last."""
+
+    def __init__(self, name: str, make: Callable[[], Reply]) -> None:
+        self._name = name
+        self._make = make
+        self._done = threading.Event()
+        self._done.set()
+        self._answer: Reply | None = None
+        self._asked = 0.0  # monotonic
+
+    def reply(self) -> Reply:
+        """A page that is not older than the question, or half a second; 503 while it does not come."""
+        now = time.monotonic()
+        if self._done.is_set() and (self._answer is None or now - self._asked > FRESH_SECONDS):
+            self._answer, self._asked = None, now
+            self._done.clear()
+            try:
+                threads.start(f"health-{self._name}", self._look, lambda _name, _error: None)
+            except RuntimeError:  # no thread is to be had
+                self._done.set()
+        if now - self._asked < PATIENCE:  # who asks behind one that hangs is not kept
+            self._done.wait(PATIENCE)
+        if self._done.is_set() and self._answer is not None:
+            return self._answer
+        return Reply(503, _lines([f"/{self._name} could not be found out: a disk, the database or a thread is missing"]))
+
+    def _look(self) -> None:
+        try:
+            self._answer = self._make()
+        finally:
+            self._done.set()
