@@ -15,7 +15,7 @@ FILES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "scripts").rglob("*.py")])
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("__init__",),
     ("errors", "timing", "redact", "threads", "meters"),
-    ("model", "lifecycle", "settings"),
+    ("model", "lifecycle", "settings", "instruments"),
     (
         "unreadable",
         "process",
