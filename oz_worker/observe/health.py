@@ -14,15 +14,20 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import threading
 import time
-from typing import TYPE_CHECKING, Callable, Mapping
+from typing import TYPE_CHECKING, Callable, Mapping, MutableMapping
 
 from oz_worker import threads
 from oz_worker.engine.disk import DiskGuard
 from oz_worker.errors import NotUsable
+from oz_worker.meters import Meters
 from oz_worker.observe import watchdog
 from oz_worker.observe.http import Listener, Reply
+from oz_worker.observe.logs import Logs
+from oz_worker.observe.notify import Notify
+from oz_worker.observe.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from oz_worker.engine.admission import Engine
@@ -32,27 +37,45 @@ logger = logging.getLogger(__name__)
 PATIENCE = 2.0
 FRESH_SECONDS = 0.5
 """An answer so young is given again: whoever asks a thousand times a second must not look as often."""
+TRIPS = "oz_worker_watchdog_trips_total"
 _JSON = "application/json"
+_CLOSE_SECONDS = 1.0
 
 
 class Health:
-    """What the three pages say. `noted` and `attend` belong to the main thread, the pages to the listener's."""
+    """Whether the worker lives and is ready, and who hears of it: those who ask, and the service manager.
 
-    def __init__(self) -> None:
+    The pages belong to the listener's thread, everything else to the main thread. Takes the manager's variables out of
+    *environ*.
+    """
+
+    def __init__(self, environ: MutableMapping[str, str]) -> None:
+        self._notify = Notify(environ)
         self._engine: Engine | None = None
         self._disk = DiskGuard((), min_free=0, min_inodes=0)
         self._link: Mapping[str, str] = {"state": "connecting"}
         self._step = "running"
+        self._told = ""
         self._listener: Listener | None = None
+
+    def watch(self, logs: Logs, meters: Meters, on_death: threads.OnDeath) -> None:
+        """Start the watchdog."""
+        Watchdog(
+            logs,
+            on_trip=lambda: meters.count(TRIPS),
+            on_look=self._notify.looked,
+            pause=self._notify.watched_seconds / 2,
+        ).start(on_death)
 
     def listen(self, address: str) -> None:
         """Serve on *address* (host:port; no host means every interface), "" for nowhere. Raises NotUsable."""
         if not address:
             return
         host, _, port = address.rpartition(":")
+        host = host.strip("[]") or ("::" if socket.has_dualstack_ipv6() else "0.0.0.0")
         ready, status = _Slow("readyz", self._ready), _Slow("status", self._status)
         pages = {"/healthz": _healthz, "/readyz": ready.reply, "/status": status.reply}
-        self._listener = Listener("health", host.strip("[]"), int(port), pages)
+        self._listener = Listener("health", host, int(port), pages)
         try:
             bound = self._listener.open()
         except (OSError, UnicodeError) as error:
@@ -64,11 +87,21 @@ class Health:
         self._listener.start(lambda _name, _error: None)  # whoever asks notices
         logger.info("serving /healthz, /readyz and /status on %s port %d", *bound)
 
+    def close(self) -> None:
+        """Serve no more."""
+        if self._listener is not None:
+            self._listener.stop(_CLOSE_SECONDS)
+
     def attend(self, engine: Engine) -> None:
-        """The state and the backend are open: from now on their facts count."""
+        """The state and the backend are open and the first dial follows: from now on their facts count.
+
+        A service is ready now: a server that cannot be reached must not make its start fail.
+        """
         limits = engine.limits
         self._disk = DiskGuard(limits.disk_paths, min_free=limits.min_free_disk, min_inodes=limits.min_free_inodes)
         self._engine = engine
+        self._told = self._standing()
+        self._notify.ready(self._told)
 
     def noted(self, name: str, fact: Mapping[str, str]) -> None:
         """The daemon wrote down a fact for `status`."""
@@ -76,6 +109,18 @@ class Health:
             self._link = fact
         elif name == "stop":
             self._step = fact["step"]
+        if self._step != "running" and name == "stop":
+            self._notify.stopping(self._standing())
+        elif self._engine is not None and (standing := self._standing()) != self._told:
+            self._told = standing
+            self._notify.status(standing)
+
+    def _standing(self) -> str:
+        """One line for `systemctl status`."""
+        link = self._link
+        where = f": {why}" if (why := link.get("why") or link.get("origin")) else ""
+        stop = "" if self._step == "running" else f"stopping ({self._step}), "
+        return f"{stop}{link['state']}{where}"
 
     def why_not_ready(self) -> list[str]:
         """Why no task would be taken just now, a sentence each. May look at disks."""
@@ -99,7 +144,7 @@ class Health:
         return Reply(503 if found else 200, _lines(found or ["ready"]))
 
     def _status(self) -> Reply:
-        from oz_worker.observe.status import account_of
+        from oz_worker.observe.status import account_of  # late: it costs the start time
 
         served = list(self._engine.instances) if self._engine is not None else []
         text = json.dumps([account_of(instance.path) for instance in served], indent=2)
@@ -141,10 +186,12 @@ class _Slow:
             self._done.wait(PATIENCE)
         if self._done.is_set() and self._answer is not None:
             return self._answer
-        return Reply(503, _lines([f"/{self._name} could not be found out: a disk, the database or a thread is missing"]))
+        return Reply(503, _lines([f"/{self._name} is not to be had: a disk or the database does not answer"]))
 
     def _look(self) -> None:
         try:
             self._answer = self._make()
+        except Exception as error:  # an observer's fault: whoever asked is told
+            self._answer = Reply(503, _lines([f"/{self._name} is not to be had: {error}"]))
         finally:
             self._done.set()

@@ -34,7 +34,7 @@ class Watchdog:
     """Thread `watchdog`: owned by the daemon, blocks in a wait that nobody cuts short; ends with the process.
 
     *on_look(sound)* is called at each look on that thread, *on_trip()* before it leaves; neither may block for long.
-    *pause* is the time between two looks, in seconds.
+    *pause*: look at least every so many seconds, 0 for as rarely as is enough.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Watchdog:
         self._logs = logs
         self._on_trip = on_trip
         self._on_look = on_look
-        self._pause = pause or LOOK_SECONDS
+        self._pause = min(LOOK_SECONDS, pause or LOOK_SECONDS)
 
     def start(self, on_death: threads.OnDeath) -> None:
         """Start the thread."""
@@ -104,7 +104,9 @@ def _trouble(sign: Sign) -> str:
     # Whoever asks while the watchdog itself is late has to judge by the clock.
     late = time.monotonic() - sign.at if sign.name == "watchdog" else sign.late
     limit = vitals.LIMITS[sign.name]
-    return f"thread {sign.name} has given no sign of life for {late:.0f} s (limit {limit:.0f} s)" if late > limit else ""
+    return (
+        f"thread {sign.name} has given no sign of life for {late:.0f} s (limit {limit:.0f} s)" if late > limit else ""
+    )
 
 
 def _late() -> bool:

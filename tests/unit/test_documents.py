@@ -90,7 +90,7 @@ def test_every_key_of_the_configuration_stands_in_the_example() -> None:
 
 @pytest.mark.parametrize(
     "flags_given",
-    [("--control-plane", "cropscode"), ("--health-listen", ":1")],
+    [("--control-plane", "cropscode")],
     ids=" ".join,
 )
 def test_what_is_not_in_this_version_is_refused_in_one_sentence(flags_given: tuple[str, ...], tmp_path: Path) -> None:
