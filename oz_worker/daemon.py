@@ -49,7 +49,7 @@ from oz_worker.engine.instance import Instance, misfit
 from oz_worker.engine.outbox import Outbox
 from oz_worker.engine.output import Output
 from oz_worker.engine.upkeep import Upkeep
-from oz_worker.errors import ExitCode, NotUsable
+from oz_worker.errors import ExitCode, NotUsable, OzWorkerError
 from oz_worker.instruments import CATALOGUE
 from oz_worker.link.key import KeySource
 from oz_worker.link.loop import Link
@@ -87,8 +87,16 @@ def run(settings: Settings, warnings: Sequence[str]) -> int:
         health.watch(logs, meters, deaths)
         for warning in warnings:
             logger.warning("%s", warning)
-        with contextlib.ExitStack() as parts:
-            return _run(settings, logs, waker, inbox, parts, meters, health, deaths)
+        try:
+            with contextlib.ExitStack() as parts:
+                return _run(settings, logs, waker, inbox, parts, meters, health, deaths)
+        except OzWorkerError:
+            raise
+        except Exception:  # this thread's top: the same account as of any other
+            logger.exception("thread main died: leaving with exit 1, tasks are left running")
+            meters.count(TRIPS)
+            logs.stacks()
+            return ExitCode.FAULT
 
 
 def _run(

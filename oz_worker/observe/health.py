@@ -132,7 +132,7 @@ class Health:
         database = engine.primary.store.trouble
         found = {
             f"stopping ({self._step}): no new tasks are taken": self._step != "running",
-            f"not connected, the link is {link['state']}{why}": link["state"] != "connected",
+            f"not connected to the server ({link['state']}){why}": link["state"] != "connected",
             f"backend: {backend}": backend,
             f"disk: {disk}": disk,
             f"the state database cannot be written: {database}": database,
