@@ -14,9 +14,11 @@ Threads (each has one owner, one stop, a named waker for every call it can block
 | pull, fill  | units    | one image or volume            | the engine's CLI           | its last waiter     |
 | upkeep      | Daemon   | late writes, expiry, adoption  | `Event.wait`, files        | stop, due removals  |
 | output      | Daemon   | output shown in the log        | `Event.wait`, files        | its stop event      |
+| http-metrics| exporter | the listener for scrapes       | `poll`, a name look-up     | `Waker`             |
+| console-... | exporter | metrics on stdout              | `Event.wait`, `write`      | its stop event      |
 | log         | Logs     | stderr or the log file         | its queue, `write`         | its queue           |
 | watchdog    | Health   | the judgement over the others  | its pause                  | nothing             |
-| health      | Health   | sockets of those who ask       | `poll`                     | a socket, its waker |
+| http-health | Health   | sockets of those who ask       | `poll`                     | a socket, its waker |
 | health-<..> | Health   | one look at disks, database    | files, SQLite              | nothing: left behind|
 
 All are daemon threads: one that cannot be woken (a write to a blocked terminal, a name server that never answers) does
@@ -39,7 +41,7 @@ import time
 from pathlib import Path
 from typing import Callable, Sequence, TypeVar
 
-from oz_worker import __version__, backends, portions, rows, slots, threads, vitals
+from oz_worker import __version__, backends, instruments, measuring, portions, rows, slots, threads, vitals
 from oz_worker.dialects.oz import reports
 from oz_worker.dialects.oz.session import OzSession
 from oz_worker.engine import recovery
@@ -50,7 +52,6 @@ from oz_worker.engine.outbox import Outbox
 from oz_worker.engine.output import Output
 from oz_worker.engine.upkeep import Upkeep
 from oz_worker.errors import ExitCode, NotUsable, OzWorkerError
-from oz_worker.instruments import CATALOGUE
 from oz_worker.link.key import KeySource
 from oz_worker.link.loop import Link
 from oz_worker.link.traffic import Directive
@@ -74,7 +75,7 @@ T = TypeVar("T")
 def run(settings: Settings, warnings: Sequence[str]) -> int:
     """Run the worker until it is told to stop; the exit code. Main thread only. Raises NotUsable before it connects."""
     threading.stack_size(threads.STACK_BYTES)
-    meters, waker = Meters(CATALOGUE), Waker()
+    meters, waker = Meters(instruments.CATALOGUE), Waker()
     health, deaths = Health(os.environ), Deaths(waker)
     logs = Logs(
         level=settings.log_level,
@@ -119,7 +120,7 @@ def _run(
     logger.info("oz_worker %s, worker %s, instance %s in %s", __version__, settings.worker_id, slot.id, state_dir)
 
     def open_instance(left: Slot) -> Instance:
-        return _open_instance(settings, left, deaths)
+        return _open_instance(settings, left, deaths, meters)
 
     def opening() -> Instance:
         health.listen(settings.health_listen)  # here, because a name may take its time
@@ -170,7 +171,6 @@ def _run(
 
     stopping = Stopping(portions.stop_options(settings, state_dir), engine)
     daemon = Daemon(settings, engine, session, stopping, logs=logs, health=health, inbox=inbox, deaths=deaths)
-    health.attend(engine)
     daemon.note_start()
     link = Link(
         url=settings.web_socket_url,
@@ -181,6 +181,9 @@ def _run(
         waker=waker,
         traffic=daemon,
     )
+    exporters = measuring.begin(settings, engine, link.origin, logs, os.environ)
+    parts.callback(exporters.stop, measuring.STOP_SECONDS)
+    health.attend(engine)
     link.run()
     return daemon.farewell()
 
@@ -314,12 +317,14 @@ def _drained(source: queue.SimpleQueue[T]) -> list[T]:
             return items
 
 
-def _open_instance(settings: Settings, slot: Slot, on_death: threads.OnDeath) -> Instance:
+def _open_instance(settings: Settings, slot: Slot, on_death: threads.OnDeath, meters: Meters) -> Instance:
     """The database and the backend of a held directory. Raises NotUsable with nothing left open."""
     store = Store(slot.path / "state.db")
     store.start(on_death)
     try:
-        backend = backends.make_backend(settings, instance=slot.id, instance_dir=slot.path, on_death=on_death)
+        backend = backends.make_backend(
+            settings, instance=slot.id, instance_dir=slot.path, on_death=on_death, meters=meters
+        )
         backend.open()
     except BaseException:
         store.close(CLOSE_SECONDS)

@@ -82,11 +82,11 @@ EXISTING = (
 )
 
 OWN = (
-    Instrument("oz_worker_outbox_rows", Kind.GAUGE, "Frames the control plane has not acknowledged.", (), ONE),
+    Instrument("oz_worker_outbox_rows", Kind.GAUGE, "Reports the control plane has not acknowledged.", (), ONE),
     Instrument(
         "oz_worker_outbox_oldest_seconds",
         Kind.GAUGE,
-        "Age of the oldest frame the control plane has not acknowledged; 0 when there is none.",
+        "Age of the oldest report the control plane has not acknowledged; 0 when there is none.",
         (),
         ONE,
         unit="s",
@@ -94,7 +94,7 @@ OWN = (
     Instrument(
         "oz_worker_last_frame_age_seconds",
         Kind.GAUGE,
-        "Time since anything came from the control plane; absent before the first connection.",
+        "Time since a frame came from the control plane; absent before the first one.",
         unit="s",
     ),
     Instrument(
@@ -108,7 +108,7 @@ OWN = (
     Instrument(
         "oz_worker_dispatch_seconds",
         Kind.HISTOGRAM,
-        "Time from the acceptance of a task to the start of its agent.",
+        "Time from the acceptance of a task until the backend has started it.",
         unit="s",
         bounds=_SHORT,
     ),

@@ -10,7 +10,7 @@ from oz_worker import slots
 from oz_worker.dialects.oz.session import OzSession
 from oz_worker.engine.admission import Engine, Limits
 from oz_worker.settings import DirectOptions, Settings
-from oz_worker.stopping import BLIND_FLUSH, LONG_FLUSH, StopOptions
+from oz_worker.stopping import StopOptions
 
 
 def origin(url: str) -> str:
@@ -54,17 +54,5 @@ def limits(settings: Settings, instance: Path, endpoint: str) -> Limits:
 
 def stop_options(settings: Settings, state_dir: Path) -> StopOptions:
     """What the stop is told. Where the state does not survive the process, its reports get more time to leave."""
-    flush = settings.flush_timeout
-    if settings.link.acknowledgement == "write":
-        flush = max(flush, BLIND_FLUSH)
-    short_lived = settings.one_shot or (slots.in_container() and os.stat(state_dir).st_dev == os.stat("/").st_dev)
-    return StopOptions(
-        on_shutdown=settings.on_shutdown,
-        stop_grace=settings.stop_grace,
-        drain_timeout=settings.drain_timeout,
-        flush_timeout=max(flush, LONG_FLUSH) if short_lived else flush,
-        exit_tasks=settings.exit_after.tasks,
-        exit_idle=settings.exit_after.idle,
-        exit_uptime=settings.exit_after.uptime,
-        one_shot=settings.one_shot,
-    )
+    lost = slots.in_container() and os.stat(state_dir).st_dev == os.stat("/").st_dev
+    return StopOptions.of(settings, short_lived=settings.one_shot or lost)

@@ -75,7 +75,7 @@ class Health:
         host = host.strip("[]") or ("::" if socket.has_dualstack_ipv6() else "0.0.0.0")
         ready, status = _Slow("readyz", self._ready), _Slow("status", self._status)
         pages = {"/healthz": _healthz, "/readyz": ready.reply, "/status": status.reply}
-        self._listener = Listener("health", host, int(port), pages)
+        self._listener = Listener("http-health", host, int(port), pages)
         try:
             bound = self._listener.open()
         except (OSError, UnicodeError) as error:

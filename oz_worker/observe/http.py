@@ -15,6 +15,7 @@ answers 500. Nothing in here knows metrics or health.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import select
 import socket
@@ -91,7 +92,7 @@ class Listener:
         self._port = port
         self._routes = routes
         self._socket: socket.socket | None = None
-        self._waker = Waker()
+        self._waker: Waker | None = None  # made with the socket: an address that cannot be had leaves nothing open
         self._stopping = False
         self._thread: threading.Thread | None = None
         self._open: dict[int, _Connection] = {}  # by descriptor, the oldest first
@@ -104,7 +105,10 @@ class Listener:
         A name is looked up, which may take as long as the resolver does: call it where that hurts nobody. Of several
         addresses IPv4 comes first, as scrapers that are told `localhost` expect.
         """
-        found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        try:
+            found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        except UnicodeError:  # part of it is empty or longer than 63 characters
+            raise OSError(errno.EINVAL, "that is no name of a host") from None
         family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
         listening = socket.socket(family, socket.SOCK_STREAM)
         try:
@@ -117,7 +121,7 @@ class Listener:
         except BaseException:
             listening.close()
             raise
-        self._socket = listening
+        self._socket, self._waker = listening, Waker()
         bound = listening.getsockname()
         return str(bound[0]), int(bound[1])
 
@@ -128,16 +132,17 @@ class Listener:
     def stop(self, seconds: float) -> None:
         """End; what is being answered is cut. Waits for the thread at most *seconds*."""
         self._stopping = True
-        self._waker.wake()
+        if self._waker is not None:
+            self._waker.wake()
         if self._thread is not None:
             self._thread.join(seconds)
 
     def serve(self) -> None:
         """Answer until `stop`. Requires `open`."""
-        assert self._socket is not None, "open() comes first"
+        assert self._socket is not None and self._waker is not None, "open() comes first"
         try:
             while not self._stopping:
-                self._round(self._socket)
+                self._round(self._socket, self._waker)
         finally:
             self._socket.close()
             for connection in self._open.values():
@@ -147,9 +152,9 @@ class Listener:
 
     # -- one turn of the loop
 
-    def _round(self, listening: socket.socket) -> None:
+    def _round(self, listening: socket.socket, waker: Waker) -> None:
         poll = select.poll()
-        poll.register(self._waker.fileno(), select.POLLIN)
+        poll.register(waker.fileno(), select.POLLIN)
         for number, connection in self._open.items():
             poll.register(number, connection.events)
         now = time.monotonic()
@@ -160,7 +165,7 @@ class Listener:
                 self._accept(listening)
             elif (ready := self._open.get(number)) is not None and not self._advance(ready):
                 self._drop(number)
-        self._waker.drain()
+        waker.drain()
         self._drop_the_late()
 
     def _patience(self, now: float) -> float | None:

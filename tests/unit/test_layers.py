@@ -43,7 +43,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("engine", "link"),
     ("dialects",),
     ("observe",),
-    ("signals", "stopping", "portions", "daemon"),
+    ("signals", "stopping", "portions", "measuring", "daemon"),
     ("config", "cli", "check", "devplane", "__main__"),
 )
 """Lowest first. A name stands for the module or the whole package; the longest name that fits counts."""
