@@ -12,6 +12,7 @@ on a thread of their own, for which the listener waits `PATIENCE` seconds, and n
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import logging
 import socket
@@ -59,7 +60,8 @@ class Health:
         self._listener: Listener | None = None
 
     def watch(self, logs: Logs, meters: Meters, on_death: threads.OnDeath) -> None:
-        """Start the watchdog."""
+        """Start the watchdog. What holds even that up, the manager ends by ABRT: then all stacks go to stderr."""
+        faulthandler.enable()
         Watchdog(
             logs,
             on_trip=lambda: meters.count(TRIPS),

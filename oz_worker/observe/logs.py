@@ -72,6 +72,7 @@ class Logs(logging.Handler):
         self.dropped_total = 0
         self._descriptor = 2
         self._reopen = False
+        self._finished = False  # set by its thread as the last thing it does
         self._thread: threading.Thread | None = None
         self._colour = not self._json and not file and sys.stderr.isatty()
 
@@ -95,7 +96,7 @@ class Logs(logging.Handler):
             self._thread = threads.start("log", self._write_lines, self._on_death)
         if self._thread is not None:
             self._thread.join(CLOSE_SECONDS)
-        return not self._waiting
+        return self._finished
 
     def reopen(self) -> None:
         """Open the log file anew (after rotation); takes effect with the next line."""
@@ -138,6 +139,7 @@ class Logs(logging.Handler):
                     f"{_now()} WARNING {dropped} log lines were dropped: the reader of the log did not keep up\n"
                 )
             self._write(line)
+        self._finished = True
 
     def _write(self, text: str) -> None:
         if self._reopen and self._file:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 
@@ -74,6 +75,15 @@ def test_the_pages_answer_while_main_thread_and_watchdog_are_stuck(rig: Rig) -> 
     (account,) = json.loads(page(port, "/status").text)
     assert account["facts"]["link"]["state"] == "connected"
     worker.kill()
+    rig.audit()
+
+
+def test_a_worker_that_its_manager_aborts_shows_its_stacks(rig: Rig) -> None:
+    """What `WatchdogSec=` does to one that cannot even run its watchdog."""
+    worker = rig.start(shell='ulimit -c 0; exec "$@"')
+    worker.send(signal.SIGABRT)
+    assert worker.exit_code() == -signal.SIGABRT
+    assert re.search(r"Fatal Python error: Aborted(.|\n)* in _serve\n", worker.log)
     rig.audit()
 
 
