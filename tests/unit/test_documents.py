@@ -24,7 +24,7 @@ FOREIGN_FLAGS = {
     # of pip, make, systemd, useradd, docker, kubectl, oz, pytest and our scripts
     *("--no-index", "--find-links", "--wheel-dir", "--target", "--upgrade", "--system", "--create-home", "--home-dir"),
     *("--now", "--user", "--kill-whom", "--signal", "--host", "--run-id", "--mcp", "--runs", "--load", "--jobs"),
-    *("--quick", "--only", "--directory", "--namespace"),
+    *("--quick", "--only", "--directory", "--namespace", "--group-add", "--raw"),
 }
 ALL_TESTS = sorted((ROOT / "tests").rglob("*.py"))
 OWED = {*range(1, 72), 73, 78}
