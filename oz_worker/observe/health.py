@@ -28,7 +28,6 @@ from oz_worker.observe import watchdog
 from oz_worker.observe.http import Listener, Reply
 from oz_worker.observe.logs import Logs
 from oz_worker.observe.notify import Notify
-from oz_worker.observe.trips import Trips
 from oz_worker.observe.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -39,6 +38,7 @@ logger = logging.getLogger(__name__)
 PATIENCE = 2.0
 FRESH_SECONDS = 0.5
 """An answer so young is given again: whoever asks a thousand times a second must not look as often."""
+TRIPS = "oz_worker_watchdog_trips_total"
 _JSON = "application/json"
 _CLOSE_SECONDS = 1.0
 
@@ -50,8 +50,7 @@ class Health:
     *environ*.
     """
 
-    def __init__(self, environ: MutableMapping[str, str], meters: Meters) -> None:
-        self.trips = Trips(meters)
+    def __init__(self, environ: MutableMapping[str, str]) -> None:
         self._notify = Notify(environ)
         self._engine: Engine | None = None
         self._disk = DiskGuard((), min_free=0, min_inodes=0)
@@ -60,12 +59,12 @@ class Health:
         self._told = ""
         self._listener: Listener | None = None
 
-    def watch(self, logs: Logs, on_death: threads.OnDeath) -> None:
+    def watch(self, logs: Logs, meters: Meters, on_death: threads.OnDeath) -> None:
         """Start the watchdog. What holds even that up, the manager ends by ABRT: then all stacks go to stderr."""
         faulthandler.enable()
         Watchdog(
             logs,
-            on_trip=self.trips.count,
+            on_trip=lambda: meters.count(TRIPS),
             on_look=self._notify.looked,
             pause=self._notify.watched_seconds / 2,
         ).start(on_death)
