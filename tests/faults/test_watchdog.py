@@ -26,7 +26,9 @@ def test_every_essential_thread_is_tried_somewhere() -> None:
     assert [name for name in vitals.LIMITS if not re.search(rf"^\| {name} ", daemon, re.MULTILINE)] == []
 
 
-@pytest.mark.parametrize("act", [f"{fate} {name}" for fate in ("stick", "die") for name in HERE] + ["die log"])
+@pytest.mark.parametrize(
+    "act", [f"{fate} {name}" for fate in ("stick", "die") for name in HERE] + ["die log", "die watchdog"]
+)
 def test_a_worker_with_a_dead_or_stuck_thread_tells_of_it_and_leaves_with_1(rig: Rig, act: str) -> None:
     rig.config |= {"flush_timeout": "300ms", "task_output": "log"}
     worker = rig.start(odd="vital")
@@ -37,14 +39,17 @@ def test_a_worker_with_a_dead_or_stuck_thread_tells_of_it_and_leaves_with_1(rig:
     tripped(rig, worker, act, task)
 
 
-def test_the_account_reaches_stderr_when_the_log_is_stuck_too(rig: Rig) -> None:
+@pytest.mark.parametrize("acts", [("stick log", "stick main"), ("hold main",)], ids=["log", "lock"])
+def test_the_account_reaches_stderr_when_the_log_is_stuck_too(rig: Rig, acts: tuple[str, ...]) -> None:
+    """The thread that writes hangs, or somebody hangs with the lock that every line of the log needs."""
     log = rig.place / "own.log"
     worker = rig.start("--log-file", str(log), odd="vital")
-    poison(rig, "stick log", "stick main")
+    poison(rig, *acts)
     assert worker.exit_code() == 1
     assert "watchdog" not in log.read_text()
     assert "watchdog: thread main has given no sign of life" in worker.log
-    assert re.search(r"stacks of \d+ threads(.|\n)*--- MainThread", worker.log)
+    assert worker.log.count(" (most recent call first):") > 3
+    assert re.search(r"odd_worker.py\", line \d+ in stamp", worker.log)
     rig.audit()
 
 
