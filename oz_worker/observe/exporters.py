@@ -28,13 +28,13 @@ KNOWN = ("prometheus", "console", "otlp", "none")
 
 
 class Exporter(Protocol):
-    """One way out for the metrics, with a thread of its own. Neither method raises."""
+    """One way out for the metrics, with a thread of its own."""
 
     def start(self) -> None:
-        """Begin. Returns at once, whatever a network or a disk does."""
+        """Begin. Returns at once, whatever a network or a disk does. RuntimeError when no thread can be had."""
 
     def stop(self, seconds: float) -> None:
-        """Send what is still to be sent and end; at most *seconds*, then leave it behind."""
+        """Send what is still to be sent and end; at most *seconds*, then leave it behind. Raises nothing."""
 
 
 class Source(NamedTuple):
@@ -55,7 +55,10 @@ class Exporters:
     def start(self) -> None:
         """Start them all."""
         for exporter in self._exporters:
-            exporter.start()
+            try:
+                exporter.start()
+            except RuntimeError as error:  # the limit of threads
+                logger.warning("metrics are not exported by %s: %s; the worker runs on", type(exporter).__name__, error)
 
     def stop(self, seconds: float) -> None:
         """Stop them all, within *seconds* together."""

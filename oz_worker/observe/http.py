@@ -1,10 +1,10 @@
 """A listener for short GET requests, for metrics and for health: one thread, one poll loop, no thread per connection.
 
-What a scraper can do to it is bounded: `MOST_OPEN` connections are held at once and the rest waits in the kernel's
-queue, a request's head has at most `HEAD_BYTES`, a connection lives for at most `SECONDS` from its first moment to its
-last, `HURRY_SECONDS` while all places are taken, whatever dribbles in or is not read, and each is closed after its one
-answer. One that only hangs costs a descriptor and some hundred bytes. GET and HEAD alone; a body that comes along is
-thrown away.
+What a scraper can do to it is bounded: at most `MOST_OPEN` connections are held at once and the rest waits in the
+kernel's queue, a request's head has at most `HEAD_BYTES`, a connection lives for at most `SECONDS` from its first
+moment to its last, `HURRY_SECONDS` while all places are taken, whatever dribbles in or is not read, and each is closed
+after its one answer. One that only hangs costs a descriptor and some hundred bytes. GET and HEAD alone; a body that
+comes along is thrown away.
 
 To use it: `Listener("http-health", host, port, {"/healthz": answer})`, `open()` where the address must be proven
 (raises OSError), `start(on_death)`, `stop(seconds)`. Each route is a callable that returns a `Reply`; it runs on the
@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import resource
 import select
 import socket
 import threading
@@ -30,6 +31,8 @@ from oz_worker.threads import OnDeath, Waker
 logger = logging.getLogger(__name__)
 
 MOST_OPEN = 200
+SHARE = 16
+"""One of so many of the descriptors that this process may have: the rest is for tasks."""
 HEAD_BYTES = 8192
 SECONDS = 5.0
 HURRY_SECONDS = 1.0
@@ -96,6 +99,7 @@ class Listener:
         self._stopping = False
         self._thread: threading.Thread | None = None
         self._open: dict[int, _Connection] = {}  # by descriptor, the oldest first
+        self._most = _most_open()
         self._accept_from = 0.0
         self._said: set[str] = set()
 
@@ -139,7 +143,8 @@ class Listener:
 
     def serve(self) -> None:
         """Answer until `stop`. Requires `open`."""
-        assert self._socket is not None and self._waker is not None, "open() comes first"
+        assert self._socket is not None, "open() comes first"
+        assert self._waker is not None, "it is made with the socket"
         try:
             while not self._stopping:
                 self._round(self._socket, self._waker)
@@ -158,7 +163,7 @@ class Listener:
         for number, connection in self._open.items():
             poll.register(number, connection.events)
         now = time.monotonic()
-        if len(self._open) < MOST_OPEN and now >= self._accept_from:
+        if len(self._open) < self._most and now >= self._accept_from:
             poll.register(listening.fileno(), select.POLLIN)
         for number, _ in poll.poll(self._patience(now)):
             if number == listening.fileno():
@@ -176,7 +181,7 @@ class Listener:
         return max(0.0, min(moments) - now) * 1000 + 1 if moments else None
 
     def _limit(self) -> float:
-        return SECONDS if len(self._open) < MOST_OPEN else HURRY_SECONDS
+        return SECONDS if len(self._open) < self._most else HURRY_SECONDS
 
     def _drop_the_late(self) -> None:
         born_before = time.monotonic() - self._limit()
@@ -187,7 +192,7 @@ class Listener:
         self._open.pop(number).socket.close()
 
     def _accept(self, listening: socket.socket) -> None:
-        while len(self._open) < MOST_OPEN:
+        while len(self._open) < self._most:
             try:
                 accepted, _ = listening.accept()
             except (BlockingIOError, ConnectionAbortedError):
@@ -264,6 +269,11 @@ class Listener:
         if sentence not in self._said and len(self._said) < _REMEMBERED:
             self._said.add(sentence)
             logger.warning("%s: %s", self._name, sentence)
+
+
+def _most_open() -> int:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MOST_OPEN if limit == resource.RLIM_INFINITY else max(4, min(MOST_OPEN, limit // SHARE))
 
 
 def _message(reply: Reply, *, with_body: bool = True) -> bytes:

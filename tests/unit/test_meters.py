@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 import oz_worker
 from oz_worker import instruments
+from oz_worker.engine import verdict
 from oz_worker.meters import Instrument, Kind, Meters
-from oz_worker.model import Reason
+from oz_worker.model import ExitFacts, Key, Reason
 from oz_worker.observe.prometheus import exposition, number
 from oz_worker.observe.resource import attributes
 
@@ -159,6 +160,27 @@ def test_a_reading_that_fails_or_has_nothing_to_say_is_absent_and_hurts_no_other
     assert found["oz_worker_slots_free"] == found["oz_worker_backend_up"] == ()
     assert [point.value for point in found["oz_worker_outbox_rows"]] == [7]
     assert "a_name_that_nobody_knows" not in found
+
+
+def test_failures_are_told_apart_by_whose_they_are() -> None:
+    """The labels that alerts go by: memory on the host, and whether the sandbox or the agent in it failed (#112)."""
+    key = Key("t", "e")
+    killed = ExitFacts(code=137, reason=Reason.AGENT_INVOCATION, oom=True)
+    assert verdict.judge(key, killed, None).metric_reason == "agent_oom"
+    assert verdict.judge(key, killed, None).report.reason is Reason.AGENT_INVOCATION  # the server knows no other
+    for reason, agent_started, seconds, expected in (
+        ("image_pull", False, 1800.0, True),
+        ("unschedulable", False, 10.0, True),
+        ("agent_invocation", False, 1.0, True),  # not launchable
+        ("agent_invocation", True, 1.0, False),
+        ("agent_oom", True, 1.0, False),
+        ("evicted", True, 299.0, True),
+        ("evicted", True, 301.0, False),
+        ("graceful_shutdown", False, 1.0, False),
+        ("task_timeout", False, 1.0, False),
+        ("unknown", False, 1.0, False),  # accepted, and the worker was killed before its start
+    ):
+        assert verdict.failed_to_start(reason, agent_started=agent_started, seconds=seconds) == expected, reason
 
 
 def test_the_resource_is_ours_then_the_operators() -> None:
