@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -53,6 +55,21 @@ def test_the_account_reaches_stderr_when_the_log_is_stuck_too(rig: Rig, acts: tu
     rig.audit()
 
 
+def test_a_stuck_worker_leaves_although_nobody_reads_its_stderr(rig: Rig) -> None:
+    fifo = rig.place / "fifo"
+    os.mkfifo(fifo)
+    rig.own_files.add("fifo")
+    reader = os.open(fifo, os.O_RDWR | os.O_NONBLOCK)
+    with contextlib.suppress(BlockingIOError):
+        while os.write(reader, b"x" * 4096):
+            pass
+    worker = rig.start(odd="vital", shell='exec "$@" >"$HOME/fifo" 2>&1')
+    poison(rig, "stick main")
+    assert worker.exit_code() == 1
+    os.close(reader)
+    rig.audit()
+
+
 def test_a_log_that_is_stuck_stops_nothing(rig: Rig) -> None:
     rig.config["health_listen"] = "127.0.0.1:0"
     worker = rig.start(odd="vital")
@@ -70,14 +87,15 @@ def test_the_pages_answer_while_main_thread_and_watchdog_are_stuck(rig: Rig) -> 
     rig.config["health_listen"] = "127.0.0.1:0"
     worker = rig.start(odd="vital")
     port = port_of(worker)
-    assert page(port, "/readyz") == (200, "ready\n")
+    until(lambda: page(port, "/readyz") == (200, "ready\n"), "readiness")
     poison(rig, "stick main", "stick watchdog")
     until(lambda: page(port, "/healthz").status == 503, "the red page")
     assert re.fullmatch(
         r"thread watchdog has given no sign of life for \d+ s \(limit 1 s\)\n", page(port, "/healthz").text
     )
     assert page(port, "/readyz").status == 503
-    (account,) = json.loads(page(port, "/status").text)
+    answer = until(lambda: (found := page(port, "/status")).status == 200 and found, "the status")
+    (account,) = json.loads(answer.text)
     assert account["facts"]["link"]["state"] == "connected"
     worker.kill()
     rig.audit()
