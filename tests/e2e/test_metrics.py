@@ -6,7 +6,6 @@ import json
 import re
 import socket
 import subprocess
-import urllib.request
 from typing import Any, Iterator
 
 import pytest
@@ -15,34 +14,10 @@ from oz_worker import __version__, instruments
 from oz_worker.meters import Meters
 from oz_worker.observe import exporters
 from oz_worker.observe.exporters import Source
-from tests.prometheus import Prometheus
+from tests.prometheus import SERVED, Prometheus, address, page, value
 from tests.rig import SAFETY, WORKER_ID, Rig, Worker, until
 
 WAIT = "while [ ! -e $HOME/go ]; do sleep 0.05; done"
-SERVED = {"OTEL_METRICS_EXPORTER": "prometheus", "OTEL_EXPORTER_PROMETHEUS_PORT": "0"}
-
-
-def address(worker: Worker) -> tuple[str, int]:
-    """Where it serves its metrics, by its own word."""
-    worker.wait_log(r"metrics are served on http://[^/]+/metrics")
-    host, port = re.findall(r"metrics are served on http://([\d.]+):(\d+)/metrics", worker.log)[-1]
-    return host, int(port)
-
-
-def page(worker: Worker) -> str:
-    """One scrape."""
-    host, port = address(worker)
-    with urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=SAFETY) as response:
-        assert response.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
-        return str(response.read().decode())
-
-
-def value(text: str, name: str, **labels: str) -> float | None:
-    """The value of one series on a page."""
-    for line in text.splitlines():
-        if line.startswith(f"oz_worker_{name}{{") and all(f'{k}="{v}"' in line for k, v in labels.items()):
-            return float(line.rpartition(" ")[2])
-    return None
 
 
 @pytest.fixture

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from oz_worker.backends import job_facts
 from oz_worker.backends.base import Unit
-from oz_worker.backends.job_facts import JOB_SECONDS, LEAVING_SECONDS, NO_WAITS, POD_SECONDS, Seen, judge
+from oz_worker.backends.job_facts import (
+    ANNOUNCED_SECONDS,
+    JOB_SECONDS,
+    LEAVING_SECONDS,
+    NO_WAITS,
+    POD_SECONDS,
+    Seen,
+    judge,
+)
 from oz_worker.backends.job_object import job as make_job
 from oz_worker.backends.job_waits import Limits
 from oz_worker.model import ExitFacts, Key, Reason, TaskSpec
@@ -443,7 +451,7 @@ SLOW: dict[str, Slow] = {
         ran=True,
     ),
     "the node is to be disrupted": Slow(
-        (a_pod(state(), conditions=disruption("EvictionByEvictionAPI")),), LEAVING_SECONDS, Reason.EVICTED, ran=True
+        (a_pod(state(), conditions=disruption("EvictionByEvictionAPI")),), ANNOUNCED_SECONDS, Reason.EVICTED, ran=True
     ),
     "unschedulable": Slow(
         (pending(None, conditions=UNSCHEDULED, node=""),),
@@ -830,3 +838,10 @@ def test_success_without_the_job_s_word_is_an_agent_that_ended_with_0_and_was_le
         assert told.facts == ExitFacts(code=0)
     if told is not None and not told.facts.agent_started:
         assert task is None or "waiting" in task
+
+
+def test_a_preemption_that_was_given_up_ends_no_agent_that_runs() -> None:
+    """The mark stays on the pod until the cluster's own controller takes it off, 2 minutes later."""
+    marked = a_pod(state(), conditions=disruption("PreemptionByScheduler"))
+    began = judge(Seen(RUNNING, [marked], [], NO_WAITS), LIMITS, 0.0)
+    assert judge(Seen(RUNNING, [marked], [], began.waits), LIMITS, 130.0).facts is None
