@@ -14,6 +14,8 @@ Threads (each has one owner, one stop, a named waker for every call it can block
 | pull, fill  | units    | one image or volume            | the engine's CLI           | its last waiter     |
 | upkeep      | Daemon   | late writes, expiry, adoption  | `Event.wait`, files        | stop, due removals  |
 | output      | Daemon   | output shown in the log        | `Event.wait`, files        | its stop event      |
+| http-metrics| exporter | the listener for scrapes       | `poll`, a name look-up     | `Waker`             |
+| console-... | exporter | metrics on stdout              | `Event.wait`, `write`      | its stop event      |
 | log         | Logs     | stderr or the log file         | its queue, `write`         | its queue           |
 
 All are daemon threads: one that cannot be woken (a write to a blocked terminal, a name server that never answers) does
@@ -36,7 +38,7 @@ from pathlib import Path
 from typing import Callable, Sequence, TypeVar
 from urllib.parse import urlsplit
 
-from oz_worker import __version__, backends, rows, slots, threads
+from oz_worker import __version__, backends, instruments, measuring, rows, slots, threads
 from oz_worker.dialects.oz import reports
 from oz_worker.dialects.oz.session import OzSession
 from oz_worker.engine import recovery
@@ -56,7 +58,7 @@ from oz_worker.redact import Secret
 from oz_worker.settings import DirectOptions, Settings
 from oz_worker.signals import captured
 from oz_worker.slots import Slot
-from oz_worker.stopping import BLIND_FLUSH, LONG_FLUSH, StopOptions, Stopping
+from oz_worker.stopping import StopOptions, Stopping
 from oz_worker.store import Store
 from oz_worker.threads import Waker
 
@@ -107,10 +109,12 @@ def _run(
     slot = slots.take(state_dir, settings.instance_id, fits)
     logger.info("oz_worker %s, worker %s, instance %s in %s", __version__, settings.worker_id, slot.id, state_dir)
 
-    def open_instance(left: Slot) -> Instance:
-        return _open_instance(settings, left, on_death)
+    meters = Meters(instruments.CATALOGUE)
 
-    primary = _interruptible(lambda: _open_instance(settings, slot, on_death), waker, inbox)
+    def open_instance(left: Slot) -> Instance:
+        return _open_instance(settings, left, on_death, meters)
+
+    primary = _interruptible(lambda: open_instance(slot), waker, inbox)
     if primary is None:
         logger.info("stopped before the start was complete")
         return ExitCode.STOPPED
@@ -122,7 +126,6 @@ def _run(
             "on_shutdown: preserve cannot work for the direct backend in a container, whose tasks die with it; set"
             " on_shutdown to drain or cancel"
         )
-    meters = Meters()
     outbox = Outbox(origin_of(settings.web_socket_url), waker.wake)
     engine = Engine(
         primary,
@@ -165,6 +168,8 @@ def _run(
         waker=waker,
         traffic=daemon,
     )
+    exporters = measuring.begin(settings, engine, link.origin, logs, os.environ)
+    parts.callback(exporters.stop, measuring.STOP_SECONDS)
     link.run()
     return daemon.farewell()
 
@@ -302,12 +307,14 @@ def _drained(source: queue.SimpleQueue[T]) -> list[T]:
             return items
 
 
-def _open_instance(settings: Settings, slot: Slot, on_death: threads.OnDeath) -> Instance:
+def _open_instance(settings: Settings, slot: Slot, on_death: threads.OnDeath, meters: Meters) -> Instance:
     """The database and the backend of a held directory. Raises NotUsable with nothing left open."""
     store = Store(slot.path / "state.db")
     store.start(on_death)
     try:
-        backend = backends.make_backend(settings, instance=slot.id, instance_dir=slot.path, on_death=on_death)
+        backend = backends.make_backend(
+            settings, instance=slot.id, instance_dir=slot.path, on_death=on_death, meters=meters
+        )
         backend.open()
     except BaseException:
         store.close(CLOSE_SECONDS)
@@ -381,17 +388,5 @@ def _limits(settings: Settings, instance: Path, endpoint: str) -> Limits:
 
 
 def _stop_options(settings: Settings, state_dir: Path) -> StopOptions:
-    flush = settings.flush_timeout
-    if settings.link.acknowledgement == "write":
-        flush = max(flush, BLIND_FLUSH)
-    short_lived = settings.one_shot or (slots.in_container() and os.stat(state_dir).st_dev == os.stat("/").st_dev)
-    return StopOptions(
-        on_shutdown=settings.on_shutdown,
-        stop_grace=settings.stop_grace,
-        drain_timeout=settings.drain_timeout,
-        flush_timeout=max(flush, LONG_FLUSH) if short_lived else flush,
-        exit_tasks=settings.exit_after.tasks,
-        exit_idle=settings.exit_after.idle,
-        exit_uptime=settings.exit_after.uptime,
-        one_shot=settings.one_shot,
-    )
+    lost = slots.in_container() and os.stat(state_dir).st_dev == os.stat("/").st_dev
+    return StopOptions.of(settings, short_lived=settings.one_shot or lost)
