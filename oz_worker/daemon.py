@@ -20,6 +20,7 @@ Threads (each has one owner, one stop, a named waker for every call it can block
 | watchdog    | Health   | the judgement over the others  | its pause                  | nothing             |
 | http-health | Health   | sockets of those who ask       | `poll`                     | a socket, its waker |
 | health-<..> | Health   | one look at disks, database    | files, SQLite              | nothing: left behind|
+| watchdog-.. | Watchdog | its account before it leaves   | files, locks, `write`      | nothing: left behind|
 
 All are daemon threads: one that cannot be woken (a write to a blocked terminal, a name server that never answers) does
 not hold the exit, which is `os._exit` after the log has been written. A thread that dies puts itself on `deaths`; one
@@ -56,7 +57,7 @@ from oz_worker.link.key import KeySource
 from oz_worker.link.loop import Link
 from oz_worker.link.traffic import Directive
 from oz_worker.meters import Meters
-from oz_worker.observe.health import TRIPS, Health
+from oz_worker.observe.health import Health
 from oz_worker.observe.logs import Logs
 from oz_worker.redact import Secret
 from oz_worker.settings import Settings
@@ -76,7 +77,7 @@ def run(settings: Settings, warnings: Sequence[str]) -> int:
     """Run the worker until it is told to stop; the exit code. Main thread only. Raises NotUsable before it connects."""
     threading.stack_size(threads.STACK_BYTES)
     meters, waker = Meters(instruments.CATALOGUE), Waker()
-    health, deaths = Health(os.environ), Deaths(waker)
+    health, deaths = Health(os.environ, meters), Deaths(waker)
     logs = Logs(
         level=settings.log_level,
         form=settings.log_format,
@@ -85,7 +86,7 @@ def run(settings: Settings, warnings: Sequence[str]) -> int:
         on_death=deaths,
     )
     with vitals.essential("main"), logs, captured(waker) as inbox:
-        health.watch(logs, meters, deaths)
+        health.watch(logs, deaths)
         for warning in warnings:
             logger.warning("%s", warning)
         try:
@@ -95,7 +96,7 @@ def run(settings: Settings, warnings: Sequence[str]) -> int:
             raise
         except Exception:  # this thread's top: the same account as of any other
             logger.exception("thread main died: leaving with exit 1, tasks are left running")
-            meters.count(TRIPS)
+            health.tripped()
             logs.stacks()
             return ExitCode.FAULT
 
@@ -181,9 +182,9 @@ def _run(
         waker=waker,
         traffic=daemon,
     )
+    health.attend(engine)  # before anybody scrapes: a counter that rises from 0 to what it was looks like a new trip
     exporters = measuring.begin(settings, engine, link.origin, logs, os.environ)
     parts.callback(exporters.stop, measuring.STOP_SECONDS)
-    health.attend(engine)
     link.run()
     return daemon.farewell()
 
@@ -219,7 +220,7 @@ class Daemon:
         for number in _drained(self._inbox):
             self._signalled(number)
         while (name := self._deaths.taken()) is not None:
-            self._engine.meters.count(TRIPS)
+            self._health.tripped()
             self._stopping.part_died(name)
             self._logs.stacks()
         next_deadline = self._engine.tick(time.monotonic())

@@ -53,6 +53,7 @@ _signs: list[Sign] = []
 @contextlib.contextmanager
 def essential(name: str) -> Iterator[None]:
     """The body of the thread *name* of LIMITS: watched until it is over; if it raises, the thread counts as dead."""
+    assert name in LIMITS, f"how late may the thread {name} be?"
     sign = Sign(name)
     _own.sign = sign
     with _lock:

@@ -1,8 +1,9 @@
-"""A real Prometheus server that scrapes one worker twice a second, and what it knows then."""
+"""What a worker serves: one scrape by hand, and a real Prometheus server that scrapes it twice a second."""
 
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 import time
@@ -11,7 +12,10 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from tests.rig import SAFETY, until
+from tests.rig import SAFETY, Worker, until
+
+SERVED = {"OTEL_METRICS_EXPORTER": "prometheus", "OTEL_EXPORTER_PROMETHEUS_PORT": "0"}
+"""A worker's environment in which it serves its metrics, on a port of the kernel's choice."""
 
 _CONFIG = """
 global: {{scrape_interval: 500ms, scrape_timeout: 500ms, evaluation_interval: 1s}}
@@ -19,6 +23,29 @@ scrape_configs:
   - job_name: worker
     static_configs: [{{targets: ["{target}"]}}]
 """
+
+
+def address(worker: Worker) -> tuple[str, int]:
+    """Where it serves its metrics, by its own word."""
+    worker.wait_log(r"metrics are served on http://[^/]+/metrics")
+    host, port = re.findall(r"metrics are served on http://([\d.]+):(\d+)/metrics", worker.log)[-1]
+    return host, int(port)
+
+
+def page(worker: Worker) -> str:
+    """One scrape."""
+    host, port = address(worker)
+    with urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=SAFETY) as response:
+        assert response.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+        return str(response.read().decode())
+
+
+def value(text: str, name: str, **labels: str) -> float | None:
+    """The value of one series on a page; None when it is not there."""
+    for line in text.splitlines():
+        if line.startswith(f"oz_worker_{name}{{") and all(f'{k}="{v}"' in line for k, v in labels.items()):
+            return float(line.rpartition(" ")[2])
+    return None
 
 
 class Prometheus:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import threading
 import time
-from typing import NamedTuple
+from typing import Callable, Iterator, NamedTuple
 
 from oz_worker import pulls, threads
 from oz_worker.backends.base import Unit
@@ -90,9 +91,19 @@ class Images:
         call pulls; those that come while the same image is pulled wait for that pull. Raises ImageUnusable, Stopped,
         EngineDown.
         """
+        with self.asked(reference, unit) as answer:
+            return answer()
+
+    @contextlib.contextmanager
+    def asked(self, reference: str, unit: Unit) -> Iterator[Callable[[], ImageFacts]]:
+        """Like `ready`, which is what the answer does; the image is looked for and pulled from now on."""
         with self._lock:
             known = self._known.get(reference)
-        return known if known is not None else self._shared.get(reference, unit)
+        if known is not None:
+            yield lambda: known
+            return
+        with self._shared.asked(reference, unit) as answer:
+            yield answer
 
     def forget(self, reference: str) -> None:
         """The facts turned out wrong, for instance because somebody removed the image: look again next time."""

@@ -7,11 +7,13 @@
 | `/status`  | what `status --json` prints of the instances served  | the database or a disk does not answer      |
 
 `/healthz` reads memory and nothing else. The other two look at disks and at the database, which may hang: they do that
-on a thread of their own, for which the listener waits `PATIENCE` seconds, and not again while it hangs.
+on a thread of their own, for which the listener waits `PATIENCE` seconds, less than probes do, and not again while it
+hangs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import logging
@@ -35,12 +37,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PATIENCE = 2.0
+PATIENCE = 0.8
 FRESH_SECONDS = 0.5
 """An answer so young is given again: whoever asks a thousand times a second must not look as often."""
 TRIPS = "oz_worker_watchdog_trips_total"
 _JSON = "application/json"
 _CLOSE_SECONDS = 1.0
+_TRIPS_FILE = "trips"
 
 
 class Health:
@@ -50,8 +53,9 @@ class Health:
     *environ*.
     """
 
-    def __init__(self, environ: MutableMapping[str, str]) -> None:
+    def __init__(self, environ: MutableMapping[str, str], meters: Meters) -> None:
         self._notify = Notify(environ)
+        self._meters = meters
         self._engine: Engine | None = None
         self._disk = DiskGuard((), min_free=0, min_inodes=0)
         self._link: Mapping[str, str] = {"state": "connecting"}
@@ -59,12 +63,12 @@ class Health:
         self._told = ""
         self._listener: Listener | None = None
 
-    def watch(self, logs: Logs, meters: Meters, on_death: threads.OnDeath) -> None:
+    def watch(self, logs: Logs, on_death: threads.OnDeath) -> None:
         """Start the watchdog. What holds even that up, the manager ends by ABRT: then all stacks go to stderr."""
         faulthandler.enable()
         Watchdog(
             logs,
-            on_trip=lambda: meters.count(TRIPS),
+            on_trip=self.tripped,
             on_look=self._notify.looked,
             pause=self._notify.watched_seconds / 2,
         ).start(on_death)
@@ -102,8 +106,21 @@ class Health:
         limits = engine.limits
         self._disk = DiskGuard(limits.disk_paths, min_free=limits.min_free_disk, min_inodes=limits.min_free_inodes)
         self._engine = engine
+        with contextlib.suppress(OSError, ValueError):  # there is none, or nobody's number
+            self._meters.count(TRIPS, int((engine.primary.path / _TRIPS_FILE).read_text()))
         self._told = self._standing()
         self._notify.ready(self._told)
+
+    def tripped(self) -> None:
+        """A thread died or is stuck, and the worker leaves for that: counted, also for the next start.
+
+        Whoever scrapes would hardly ever see it otherwise, because the process that counts it is about to end. Any
+        thread; may hang with the disk.
+        """
+        self._meters.count(TRIPS)
+        if self._engine is not None:
+            with contextlib.suppress(OSError):
+                (self._engine.primary.path / _TRIPS_FILE).write_text(f"{self._meters.value(TRIPS):.0f}\n")
 
     def noted(self, name: str, fact: Mapping[str, str]) -> None:
         """The daemon wrote down a fact for `status`."""

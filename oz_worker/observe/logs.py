@@ -116,17 +116,15 @@ class Logs(logging.Handler):
             self._waiting += 1
         self._queue.put(line + "\n")
 
-    def stacks(self) -> str:
-        """All threads' stacks with their names, as one log record; its text too."""
+    def stacks(self) -> None:
+        """All threads' stacks with their names, as one log record."""
         frames = sys._current_frames()
         parts = []
         for thread in threading.enumerate():
             frame = frames.get(thread.ident or 0)
             if frame is not None:
                 parts.append(f"--- {thread.name}\n" + "".join(traceback.format_stack(frame)))
-        text = f"stacks of {len(parts)} threads\n{''.join(parts)}"
-        logger.warning("%s", text)
-        return text
+        logger.warning("stacks of %d threads\n%s", len(parts), "".join(parts))
 
     @vitals.essential("log")
     def _write_lines(self) -> None:

@@ -10,6 +10,7 @@ lock for ever holds the watchdog too; that is seen from outside (`WatchdogSec=`,
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import logging
 import os
 import threading
@@ -26,8 +27,8 @@ logger = logging.getLogger(__name__)
 LOOK_SECONDS = 5.0
 DEAD_SECONDS = 120.0
 """The main thread is told of a death and leaves by itself, delivering reports; after so long it is helped."""
-ACCOUNT_SECONDS = 3.0
-"""For the account in the log, and as long again for it on stderr when the log could not be written."""
+ACCOUNT_SECONDS = 5.0
+"""For each step of the account: counting it, writing it to the log, writing it to stderr if the log cannot be."""
 
 
 class Watchdog:
@@ -72,24 +73,22 @@ class Watchdog:
         """Write the account and leave. Every step may hang on what is stuck, so each has a thread and a limit."""
         written = threading.Event()
         sentence = f"watchdog: {'; '.join(found)}. Leaving with exit 1, tasks are left running for the next start"
-        text = [sentence]
 
         def account() -> None:
-            with contextlib.suppress(Exception):
-                self._on_trip()
             logger.critical("%s", sentence)
-            text.append(self._logs.stacks())
+            self._logs.stacks()
             if self._logs.finish():
                 written.set()
 
-        def directly() -> None:
-            os.write(2, ("\n".join(text) + "\n").encode("utf-8", "backslashreplace"))
+        def directly() -> None:  # no lock, no queue, no source file is needed for this
+            os.write(2, f"{sentence}\n".encode("utf-8", "backslashreplace"))
+            faulthandler.dump_traceback(2, all_threads=True)
             written.set()
 
-        for act in (account, directly):
+        for act in (self._on_trip, account, directly):
             if not written.is_set():
                 with contextlib.suppress(RuntimeError):  # no thread is left to be had
-                    threads.start("account", act, lambda _name, _error: None).join(ACCOUNT_SECONDS)
+                    threads.start("watchdog-account", act, lambda _name, _error: None).join(ACCOUNT_SECONDS)
         os._exit(ExitCode.FAULT)
 
 

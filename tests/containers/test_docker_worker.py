@@ -10,16 +10,25 @@ import pytest
 from oz_worker.devplane.wire import REJECTED
 from tests.containers.conftest import DockerRig
 from tests.faults.stuck import poison, tripped
+from tests.prometheus import SERVED, page, value
 from tests.rig import SAFETY, until
 
 
 def test_tasks_run_in_containers_and_their_ends_are_reported(docker_rig: DockerRig) -> None:
     rig = docker_rig
     rig.config["task_output"] = "log"
-    worker = rig.start()
+    rig.config["backend"]["docker"]["image_pull_policy"] = "IfNotPresent"
+    worker = rig.start(env=SERVED)
     good = rig.submit("echo $PWD; exit 0")
     bad = rig.submit('echo "the token is $PRIVATE_TOKEN"; exit 3')
-    rig.plane.wait_acknowledged(good, bad)
+    absent = rig.submit(extra={"docker_image": "127.0.0.1:1/absent:1"})
+    rig.plane.wait_acknowledged(good, bad, absent)
+    seen = page(worker)
+    assert value(seen, "image_pull_seconds_count", result="failed") == 1
+    for reason in ("image_pull", "container_exit"):
+        assert value(seen, "task_failures_total", phase="backend", reason=reason) == 1
+    assert value(seen, "task_sandbox_startup_failures_total", reason="image_pull") == 1
+    assert value(seen, "task_sandbox_startup_failures_total", reason="container_exit") == 0
     assert good.state == "completed"
     assert (bad.terminal.reason, bad.terminal.exit_code) == ("container_exit", 3)
     assert "the token is ***" in bad.terminal.message

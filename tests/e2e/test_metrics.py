@@ -6,7 +6,6 @@ import json
 import re
 import socket
 import subprocess
-import urllib.request
 from typing import Any, Iterator
 
 import pytest
@@ -15,34 +14,10 @@ from oz_worker import __version__, instruments
 from oz_worker.meters import Meters
 from oz_worker.observe import exporters
 from oz_worker.observe.exporters import Source
-from tests.prometheus import Prometheus
+from tests.prometheus import SERVED, Prometheus, address, page, value
 from tests.rig import SAFETY, WORKER_ID, Rig, Worker, until
 
 WAIT = "while [ ! -e $HOME/go ]; do sleep 0.05; done"
-SERVED = {"OTEL_METRICS_EXPORTER": "prometheus", "OTEL_EXPORTER_PROMETHEUS_PORT": "0"}
-
-
-def address(worker: Worker) -> tuple[str, int]:
-    """Where it serves its metrics, by its own word."""
-    worker.wait_log(r"metrics are served on http://[^/]+/metrics")
-    host, port = re.findall(r"metrics are served on http://([\d.]+):(\d+)/metrics", worker.log)[-1]
-    return host, int(port)
-
-
-def page(worker: Worker) -> str:
-    """One scrape."""
-    host, port = address(worker)
-    with urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=SAFETY) as response:
-        assert response.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
-        return str(response.read().decode())
-
-
-def value(text: str, name: str, **labels: str) -> float | None:
-    """The value of one series on a page."""
-    for line in text.splitlines():
-        if line.startswith(f"oz_worker_{name}{{") and all(f'{k}="{v}"' in line for k, v in labels.items()):
-            return float(line.rpartition(" ")[2])
-    return None
 
 
 @pytest.fixture
@@ -88,7 +63,7 @@ def test_a_prometheus_sees_what_becomes_of_the_worker(rig: Rig, scraped: tuple[W
     prometheus.wait_for("oz_worker_outbox_rows", 2)
     prometheus.wait_for("oz_worker_connected", 0)
     prometheus.wait_for("oz_worker_outbox_oldest_seconds > bool 0", 1)
-    assert prometheus.one("oz_worker_tasks_active") == 0
+    prometheus.wait_for("oz_worker_tasks_active", 0)
     prometheus.wait_for('oz_worker_websocket_reconnects_total{reason="dial_failed"} > bool 0', 1)
     rig.plane.up()
     for task in running:
@@ -97,8 +72,8 @@ def test_a_prometheus_sees_what_becomes_of_the_worker(rig: Rig, scraped: tuple[W
     assert prometheus.one('oz_worker_websocket_reconnects_total{reason="remote_close"}') == 1
     assert prometheus.one("oz_worker_last_pong_age_seconds") is not None
 
-    cancelled = rig.submit("sleep 600")
-    rig.plane.wait_for(lambda: cancelled.claimed, SAFETY)
+    cancelled = rig.submit("echo up > $HOME/up; sleep 600")
+    until((rig.place / "up").exists, "the agent")
     rig.plane.cancel(cancelled)
     rig.plane.wait_acknowledged(cancelled)
     invalid = rig.submit(env_vars={"BAD": "nul\0l"})
@@ -115,7 +90,7 @@ def test_a_prometheus_sees_what_becomes_of_the_worker(rig: Rig, scraped: tuple[W
     assert prometheus.one("oz_worker_tasks_claimed_total") == 3
     completed = {dict(labels)["result"]: n for labels, n in prometheus.query("oz_worker_tasks_completed_total").items()}
     assert completed == {"succeeded": 1, "failed": 1, "cancelled": 1, "dispatched": 0}
-    assert prometheus.one("sum(oz_worker_task_duration_seconds_count)") == 3
+    prometheus.wait_for("sum(oz_worker_task_duration_seconds_count)", 3)
     assert prometheus.one('sum(oz_worker_task_duration_seconds_bucket{le="+Inf"})') == 3
     assert prometheus.one("oz_worker_dispatch_seconds_count") == 3
     assert prometheus.kinds()["oz_worker_task_duration_seconds"] == "histogram"
@@ -139,6 +114,7 @@ def test_a_sandbox_that_does_not_start_and_a_restart_are_counted_apart(rig: Rig)
     rig.plane.wait_acknowledged(failed)
     (rig.place / "broken").unlink()
     text = page(worker)
+    assert value(text, "tasks_completed_total", result="failed") == 1
     assert value(text, "task_sandbox_startup_failures_total", reason="setup_command") == 1
     assert value(text, "task_failures_total", phase="backend", reason="setup_command") == 1
     assert value(text, "dispatch_seconds_count") == 1
@@ -154,8 +130,8 @@ def test_a_sandbox_that_does_not_start_and_a_restart_are_counted_apart(rig: Rig)
     options["setup_command"] = ""
     (rig.place / "go").touch()
     rig.plane.wait_acknowledged(running)
-    until(lambda: value(page(worker), "tasks_active") == 0, "the end of the task")
-    assert value(page(worker), "tasks_completed_total", result="succeeded") == 1
+    until(lambda: value(page(worker), "tasks_completed_total", result="succeeded") == 1, "the count of its end")
+    assert value(page(worker), "tasks_active") == 0
     assert worker.stop() == 0
     rig.audit()
 
@@ -177,7 +153,7 @@ def test_hanging_scrapes_and_five_hundred_at_once_touch_neither_tasks_nor_link(r
             assert value(answer.read().decode(), "connected") == 1
     assert [task.state for task in tasks] == ["completed"] * 10
     assert len(rig.plane.connections) == 1
-    assert value(page(worker), "tasks_completed_total", result="succeeded") == 10
+    until(lambda: value(page(worker), "tasks_completed_total", result="succeeded") == 10, "the count of their ends")
     for connection in hanging[::2]:
         connection.close()
     assert worker.stop() == 0  # with half of them still open

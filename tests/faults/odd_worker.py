@@ -9,6 +9,7 @@ second, and what was left behind is looked for every second, not every minute.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -30,7 +31,7 @@ def poisoned() -> bool:
 
 def vital() -> None:
     """The poison has lines like `stick store`: at its next sign of life that thread blocks for ever, with a limit of a
-    second from then on; `die store`: it raises."""
+    second from then on. `hold store`: with the lock that every line of the log needs. `die store`: it raises."""
     vitals.WAIT_SECONDS = 0.3
     watchdog.LOOK_SECONDS = 0.5
     original = vitals.stamp
@@ -48,6 +49,8 @@ def vital() -> None:
             return
         if acts[name] == "die":
             raise RuntimeError("the poison of the test")
+        if acts[name] == "hold":
+            logging.getLogger().handlers[0].acquire()
         if name != "log":
             vitals.LIMITS[name] = 1.0
         threading.Event().wait()

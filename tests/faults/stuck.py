@@ -41,16 +41,19 @@ def page(port: int, path: str, method: str = "GET") -> Page:
 
 
 def tripped(rig: Rig, worker: Worker, act: str, running: Any) -> None:
-    """What befell the worker, its account of it, and that its task is taken up by the next one, which is left."""
+    """What befell the worker, its account of it, and that its task is taken up by the next one."""
     _, name = act.split()
     assert worker.exit_code() == 1, worker.log
     said = f"thread {name} died" if act.startswith("die") else f"watchdog: thread {name} has given no sign of life"
     assert re.search(said, worker.log), worker.log
     assert re.search(r"stacks of \d+ threads(.|\n)*--- ", worker.log), worker.log
     os.unlink(rig.place / "poison")
-    worker = rig.start()
+    worker = rig.start(env={"OTEL_METRICS_EXPORTER": "console"})
     (rig.place / "go").touch()
     rig.plane.wait_acknowledged(running)
     assert running.terminal.exit_code == 3
     assert worker.stop() == 0
+    assert re.search(r'watchdog_trips_total"[^[]*\[{"labels": {}, "value": 1\b', worker.log), (
+        "counted for who scrapes now"
+    )
     rig.audit(traceback=act.startswith("die"))

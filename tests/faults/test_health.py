@@ -48,7 +48,8 @@ def test_readyz_says_why_not_in_each_state_and_healthz_stays_green(rig: Rig) -> 
     worker.send(signal.SIGUSR1)
     until(lambda: reasons(port) == "stopping (draining): no new tasks are taken\n", "the drain's reason")
     assert page(port, "/healthz") == (200, "healthy\n")
-    asked = json.loads(page(port, "/status").text)
+    answer = until(lambda: (found := page(port, "/status")).status == 200 and found, "the status")
+    asked = json.loads(answer.text)
     (told,) = json.loads(rig.run_command("status", "--json", "--state-dir", str(rig.state_dir)).stdout)
     assert [asked[0][name] for name in ("pid", "facts", "instance")] == [
         told[name] for name in ("pid", "facts", "instance")
@@ -68,11 +69,31 @@ def test_before_the_state_is_open_it_is_healthy_and_not_ready(rig: Rig) -> None:
     rig.log.unlink()
     worker = rig.start(connected=False)
     port = port_of(worker)
-    assert reasons(port) == "starting: the state and the backend are being opened\n"
+    until(lambda: reasons(port) == "starting: the state and the backend are being opened\n", "the reason")
     assert page(port, "/healthz").status == 200
-    assert page(port, "/status") == (200, "[]\n")
+    until(lambda: page(port, "/status") == (200, "[]\n"), "no instance yet")
     db.close()
     until(lambda: re.fullmatch(r"disk: .* has \d+ MiB free, min_free_disk asks for \d+\n", reasons(port)), "the disk")
+    assert worker.stop() == 0
+    rig.audit()
+
+
+def test_a_database_that_hangs_holds_up_its_own_page_alone(rig: Rig) -> None:
+    """Opening a FIFO that nobody writes to hangs, as a file on a dead server does."""
+    rig.config["health_listen"] = "127.0.0.1:0"
+    worker = rig.start()
+    port = port_of(worker)
+    database = rig.instance_dirs()[0] / "state.db"
+    database.rename(rig.place / "aside")
+    os.mkfifo(database)
+    for _ in range(3):
+        assert page(port, "/status") == (503, "/status is not to be had: a disk or the database does not answer\n")
+        assert page(port, "/healthz").status == 200
+        until(lambda: page(port, "/readyz").status == 200, "readiness")
+    os.close(os.open(database, os.O_WRONLY))  # lets the one that hangs go on
+    database.unlink()
+    (rig.place / "aside").rename(database)
+    until(lambda: page(port, "/status").status == 200 and "trouble" not in page(port, "/status").text, "the page")
     assert worker.stop() == 0
     rig.audit()
 
@@ -85,7 +106,7 @@ def test_half_requests_and_other_methods_keep_nobody_from_asking(rig: Rig) -> No
     for one in hanging:
         one.sendall(b"GET /healthz HT")
     assert page(port, "/healthz").status == 200
-    assert page(port, "/readyz", "HEAD") == (200, "")
+    until(lambda: page(port, "/readyz", "HEAD") == (200, ""), "readiness")
     assert page(port, "/status", "POST").status == 405
     assert page(port, "/metrics").status == 404
     for one in hanging:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -26,7 +28,9 @@ def test_every_essential_thread_is_tried_somewhere() -> None:
     assert [name for name in vitals.LIMITS if not re.search(rf"^\| {name} ", daemon, re.MULTILINE)] == []
 
 
-@pytest.mark.parametrize("act", [f"{fate} {name}" for fate in ("stick", "die") for name in HERE] + ["die log"])
+@pytest.mark.parametrize(
+    "act", [f"{fate} {name}" for fate in ("stick", "die") for name in HERE] + ["die log", "die watchdog"]
+)
 def test_a_worker_with_a_dead_or_stuck_thread_tells_of_it_and_leaves_with_1(rig: Rig, act: str) -> None:
     rig.config |= {"flush_timeout": "300ms", "task_output": "log"}
     worker = rig.start(odd="vital")
@@ -37,14 +41,32 @@ def test_a_worker_with_a_dead_or_stuck_thread_tells_of_it_and_leaves_with_1(rig:
     tripped(rig, worker, act, task)
 
 
-def test_the_account_reaches_stderr_when_the_log_is_stuck_too(rig: Rig) -> None:
+@pytest.mark.parametrize("acts", [("stick log", "stick main"), ("hold main",)], ids=["log", "lock"])
+def test_the_account_reaches_stderr_when_the_log_is_stuck_too(rig: Rig, acts: tuple[str, ...]) -> None:
+    """The thread that writes hangs, or somebody hangs with the lock that every line of the log needs."""
     log = rig.place / "own.log"
     worker = rig.start("--log-file", str(log), odd="vital")
-    poison(rig, "stick log", "stick main")
+    poison(rig, *acts)
     assert worker.exit_code() == 1
     assert "watchdog" not in log.read_text()
     assert "watchdog: thread main has given no sign of life" in worker.log
-    assert re.search(r"stacks of \d+ threads(.|\n)*--- MainThread", worker.log)
+    assert worker.log.count(" (most recent call first):") > 3
+    assert re.search(r"odd_worker.py\", line \d+ in stamp", worker.log)
+    rig.audit()
+
+
+def test_a_stuck_worker_leaves_although_nobody_reads_its_stderr(rig: Rig) -> None:
+    fifo = rig.place / "fifo"
+    os.mkfifo(fifo)
+    rig.own_files.add("fifo")
+    reader = os.open(fifo, os.O_RDWR | os.O_NONBLOCK)
+    with contextlib.suppress(BlockingIOError):
+        while os.write(reader, b"x" * 4096):
+            pass
+    worker = rig.start(odd="vital", shell='exec "$@" >"$HOME/fifo" 2>&1')
+    poison(rig, "stick main")
+    assert worker.exit_code() == 1
+    os.close(reader)
     rig.audit()
 
 
@@ -65,14 +87,15 @@ def test_the_pages_answer_while_main_thread_and_watchdog_are_stuck(rig: Rig) -> 
     rig.config["health_listen"] = "127.0.0.1:0"
     worker = rig.start(odd="vital")
     port = port_of(worker)
-    assert page(port, "/readyz") == (200, "ready\n")
+    until(lambda: page(port, "/readyz") == (200, "ready\n"), "readiness")
     poison(rig, "stick main", "stick watchdog")
     until(lambda: page(port, "/healthz").status == 503, "the red page")
     assert re.fullmatch(
         r"thread watchdog has given no sign of life for \d+ s \(limit 1 s\)\n", page(port, "/healthz").text
     )
     assert page(port, "/readyz").status == 503
-    (account,) = json.loads(page(port, "/status").text)
+    answer = until(lambda: (found := page(port, "/status")).status == 200 and found, "the status")
+    (account,) = json.loads(answer.text)
     assert account["facts"]["link"]["state"] == "connected"
     worker.kill()
     rig.audit()

@@ -10,6 +10,7 @@ from typing import Any, Callable, Iterator
 
 import pytest
 
+from oz_worker.backends import job_facts
 from oz_worker.backends.base import Unit
 from oz_worker.backends.job_watch import Ears, JobWatch
 from oz_worker.backends.kubernetes import Kubernetes
@@ -255,6 +256,24 @@ def test_a_lost_node_is_told_as_that_and_holds_the_slot_until_it_is_proven(site:
     site.before = site.before._replace(objects=left)
 
 
+def test_a_node_that_says_nothing_is_called_lost_and_what_ran_there_remains(
+    site: KubernetesSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_facts, "LEAVING_SECONDS", 2.0)
+    backend = site.open()
+    is_seen_by_two_watches(site)
+    unit = site.started(backend, "while :; do sleep 0.1; done")
+    site.cluster.faults.lose_node("node-1")
+    site.cluster.faults.taint_manager("node-1")
+    facts = ended(unit)
+    assert (facts.reason, facts.code) == (Reason.EVICTED, None)
+    assert "probably lost" in facts.detail
+    assert "node-1" in facts.remains, "the slot waits"
+    site.cluster.faults.find_node("node-1")
+    eventually(lambda: backend.stop(unit).remains == "")
+    cleaned(backend, unit)
+
+
 def test_what_heals_in_time_runs(site: KubernetesSite) -> None:
     backend = site.open(unschedulable_timeout=60.0, volume_mount_timeout=60.0, image_pull_timeout=60.0)
     cluster = site.cluster
@@ -285,3 +304,22 @@ def test_a_container_of_the_template_that_never_ends_holds_nothing_up(site: Kube
     assert backend.stragglers(unit) == ""
     assert backend.clean_up(unit, keep=False) == ""
     eventually(lambda: site.cluster.store.objects(JOBS, "default")[0] == [])
+
+
+def test_an_outage_is_not_time_that_a_pod_had_to_start(site: KubernetesSite) -> None:
+    """While the API is away no scheduler, no kubelet and no controller can do anything for it."""
+    backend = site.open(api_timeout=2.0, unschedulable_timeout=5.0)
+    is_seen_by_two_watches(site)
+    hold = site.cluster.faults.hold_pods()
+    unit = site.unit("exit 6")
+    backend.prepare(unit)
+    backend.start(unit)
+    eventually(lambda: site.pods(unit) and site.pods(unit)[0]["status"].get("conditions"))
+    with site.cluster.faults.down():
+        eventually(backend.unavailable)
+        time.sleep(12)
+    eventually(lambda: not backend.unavailable())
+    time.sleep(1)
+    hold.end()
+    assert ended(unit).code == 6
+    cleaned(backend, unit)
