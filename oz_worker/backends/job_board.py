@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import Any, Callable, Collection
+from typing import Any, Callable, Collection, Mapping
 
 from oz_worker.backends import job_facts
 from oz_worker.backends.base import Unit
@@ -40,7 +40,7 @@ class Card:
         self.uid = ""
         self.deleted: set[str] = set()  # uids of Jobs of this unit that were told to be gone while it had none yet
         self.job: Object | None = None
-        self.pods: dict[str, Object] = {}  # by uid, those that are gone too
+        self.pods: Mapping[str, Object] = {}  # by uid, those that are gone too; never changed in place: others read it
         self.waits: job_facts.Waits = job_facts.NO_WAITS
         self.look_at = _FAR
         self.wants_events = False
@@ -224,7 +224,7 @@ class Board:
         if card is not None:
             pod = job_facts.censored(job_facts.pruned(thing), card.unit.secrets)
             with self._lock:
-                card.pods[str(thing["metadata"]["uid"])] = job_facts.gone(pod) if gone else pod
+                card.pods = {**card.pods, str(thing["metadata"]["uid"]): job_facts.gone(pod) if gone else pod}
         return card
 
     def _judge(self, card: Card) -> None:

@@ -16,7 +16,7 @@ import threading
 import time
 from typing import Any, Callable, Iterator, NamedTuple
 
-from oz_worker import errand, threads
+from oz_worker import errand, threads, vitals
 from oz_worker.backends.job_seen import pruned
 from oz_worker.backends.lines import Lines
 from oz_worker.cluster import Cluster, ClusterError, Forbidden, event_of, refusal
@@ -145,6 +145,7 @@ class JobWatch:
 
     # -- the thread
 
+    @vitals.essential("jobs")
     def _run(self) -> None:
         try:
             while not self._stopping.is_set():
@@ -243,7 +244,7 @@ class JobWatch:
         for stream in open_ones:
             assert stream.child is not None
             poll.register(stream.child.stdout, select.POLLIN)
-        ready = {descriptor for descriptor, _ in poll.poll(min(max(0.0, due - now), 3600.0) * 1000 + 1)}
+        ready = {descriptor for descriptor, _ in poll.poll(vitals.wait(max(0.0, due - now)) * 1000 + 1)}
         if self._waker.fileno() in ready:
             self._waker.drain()
         for stream in open_ones:

@@ -29,7 +29,7 @@ CHECK_SECONDS = 0.1
 
 def status_command(state_dirs: Sequence[str], *, instance_id: str, all_instances: bool, as_json: bool) -> int:
     """Print what runs, since when, what waits to be delivered, and how the link is. 3 when no worker runs."""
-    accounts = [_account(path) for path in _chosen(state_dirs, instance_id)]
+    accounts = [account_of(path) for path in _chosen(state_dirs, instance_id)]
     shown = [account for account in accounts if account["running"] or all_instances]
     if as_json:
         sys.stdout.write(json.dumps(shown, indent=2) + "\n")
@@ -148,7 +148,8 @@ def _reading(path: Path) -> Any:
             db.close()
 
 
-def _account(path: Path) -> dict[str, Any]:
+def account_of(path: Path) -> dict[str, Any]:
+    """What is known of the instance in *path*, as `--json` prints it. Read from beside it, from any thread."""
     found = _holder(path)
     account: dict[str, Any] = {"instance": path.name, "directory": str(path), "running": found is not None}
     if found is not None:

@@ -9,6 +9,7 @@ import pytest
 
 from oz_worker.devplane.wire import REJECTED
 from tests.containers.conftest import DockerRig
+from tests.faults.stuck import poison, tripped
 from tests.prometheus import SERVED, page, value
 from tests.rig import SAFETY, until
 
@@ -211,3 +212,15 @@ def test_an_idle_worker_leaves_nothing(docker_rig: DockerRig, number: signal.Sig
     rig = docker_rig
     assert rig.start().stop(number) == 0
     rig.audit()
+
+
+@pytest.mark.parametrize("act", ["stick containers", "die containers"])
+def test_without_the_thread_that_watches_containers_the_worker_leaves_with_1(docker_rig: DockerRig, act: str) -> None:
+    rig = docker_rig
+    rig.config["flush_timeout"] = "300ms"
+    worker = rig.start(odd="vital")
+    task = rig.submit("echo up > $HOME/up; while [ ! -e $HOME/go ]; do sleep 0.05; done; exit 3")
+    rig.written("up")
+    rig.running(1)
+    poison(rig, act)
+    tripped(rig, worker, act, task)

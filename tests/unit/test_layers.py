@@ -14,7 +14,7 @@ FILES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "scripts").rglob("*.py")])
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("__init__",),
-    ("errors", "timing", "redact", "threads", "meters", "tracing"),
+    ("errors", "timing", "redact", "threads", "meters", "vitals", "tracing"),
     ("model", "lifecycle", "settings", "instruments"),
     (
         "unreadable",
@@ -43,7 +43,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("engine", "link"),
     ("dialects",),
     ("observe",),
-    ("signals", "stopping", "measuring", "daemon"),
+    ("signals", "stopping", "portions", "measuring", "daemon"),
     ("config", "cli", "check", "devplane", "__main__"),
 )
 """Lowest first. A name stands for the module or the whole package; the longest name that fits counts."""
