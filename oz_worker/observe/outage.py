@@ -54,7 +54,7 @@ class Outage:
             try:
                 result = export(*arguments, **options)
             except Exception as error:
-                self._failed(f"{type(error).__name__}: {error}")
+                self._failed(SPOKEN.why() or f"{type(error).__name__}: {error}")
                 raise
             if result.name == "SUCCESS":
                 self._succeeded()
