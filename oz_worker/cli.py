@@ -6,7 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Iterable, Sequence
 
-from oz_worker.errors import ExitCode, OzWorkerError
+from oz_worker.errors import ConfigurationError, ExitCode, OzWorkerError
 
 if TYPE_CHECKING:
     import argparse
@@ -78,6 +78,12 @@ def _check(arguments: argparse.Namespace) -> int:
     reading = Reading(os.environ)
     try:
         loaded = load(arguments, os.environ, reading)
+    except ConfigurationError as error:
+        if arguments.json:
+            from oz_worker.check import say_wrong_configuration
+
+            say_wrong_configuration(error)
+        raise
     finally:
         _say(f"warning: {warning}" for warning in reading.warnings)
     if arguments.print_config:
@@ -87,7 +93,7 @@ def _check(arguments: argparse.Namespace) -> int:
     else:
         from oz_worker.check import check_command
 
-        return check_command(loaded.settings)
+        return check_command(loaded, as_json=arguments.json)
     return int(ExitCode.STOPPED)
 
 

@@ -117,11 +117,7 @@ def _run(
     parts.callback(primary.store.close, CLOSE_SECONDS)
     parts.callback(primary.backend.close)
 
-    if settings.on_shutdown == "preserve" and not primary.backend.capabilities.survives_worker:
-        raise NotUsable(
-            "on_shutdown: preserve cannot work for the direct backend in a container, whose tasks die with it; set"
-            " on_shutdown to drain or cancel"
-        )
+    backends.refuse_shutdown(settings, primary.backend.capabilities)
     meters = Meters()
     outbox = Outbox(origin_of(settings.web_socket_url), waker.wake)
     engine = Engine(

@@ -11,7 +11,7 @@ from oz_worker.errors import ConfigurationError
 
 COMMANDS = {
     "run": "connect and run tasks (the default)",
-    "check": "check the configuration, and the cluster of kubernetes; exit 0 when usable, 2 or 3 when not",
+    "check": "try everything out: configuration, network, key, backend, disk; exit 0, 2 or 3",
     "status": "show what runs",
     "drain": "let a running worker finish its tasks and exit",
     "logs": "print the output of a task",
@@ -79,7 +79,11 @@ _LOOKING = (
 )
 _PER_COMMAND = {
     "run": RUN,
-    "check": (*RUN, _Flag(("--print-config",), "print the merged configuration, secrets masked, with origins")),
+    "check": (
+        *RUN,
+        _Flag(("--print-config",), "print the merged configuration, secrets masked, with origins, and try nothing"),
+        _Flag(("--json",), "for programs"),
+    ),
     "status": _LOOKING,
     "drain": (*_LOOKING, _Flag(("--wait",), "wait until it has exited, at most so long", "DURATION")),
     "logs": _LOOKING[:4],
