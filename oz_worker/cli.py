@@ -101,9 +101,17 @@ def _status(arguments: argparse.Namespace) -> int:
     from oz_worker.config.commands import place
 
     state_dirs, instance_id = place(arguments, os.environ)
-    from oz_worker.observe.status import status_command
+    from oz_worker.observe.status import explain_command, status_command
 
-    return status_command(state_dirs, instance_id=instance_id, all_instances=arguments.all, as_json=arguments.json)
+    if arguments.explain:
+        return explain_command(state_dirs, task_id=arguments.explain, instance_id=instance_id, as_json=arguments.json)
+    return status_command(
+        state_dirs,
+        instance_id=instance_id,
+        all_instances=arguments.all,
+        as_json=arguments.json,
+        explained=arguments.explain is not None,
+    )
 
 
 def _drain(arguments: argparse.Namespace) -> int:

@@ -249,7 +249,8 @@ class Daemon:
         """No connection; the link tries again."""
         self._engine.meters.count("oz_worker_websocket_reconnects_total", reason="dial_failed")
         logger.warning("%s Next try in %.1f s", sentence, delay)
-        self._note("link", {"state": "refused" if refused else "disconnected", "why": sentence})
+        again = str(time.time() + delay)
+        self._note("link", {"state": "refused" if refused else "disconnected", "why": sentence, "again_at": again})
         if refused and (self._settings.exit_on_refusal or self._settings.one_shot):
             self._stopping.refused(sentence)
 

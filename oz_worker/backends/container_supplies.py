@@ -74,7 +74,8 @@ class Supplies:
         try:
             self._patience.persist(lambda: self.images.ready(image, unit), unit)
             reason = Reason.SIDECAR_PREP
-            mounts = self._patience.persist(lambda: self.sidecars.mounts(wanted, unit), unit)
+            with unit.waiting(lambda: "its sidecars, whose volumes are being filled"):
+                mounts = self._patience.persist(lambda: self.sidecars.mounts(wanted, unit), unit)
         except (ImageUnusable, SidecarUnusable, EngineError) as error:
             raise TaskFault(ExitFacts(reason=reason, detail=str(error), agent_started=False)) from error
         return Ready(image, mounts)

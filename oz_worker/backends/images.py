@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import threading
 import time
-from typing import NamedTuple
+from typing import Callable, Iterator, NamedTuple
 
 from oz_worker import pulls, threads
 from oz_worker.backends.base import Unit
@@ -55,7 +56,7 @@ class Images:
     (0: no limit). *platform* is what the operator asked for, or ""; *engine_platform* is what the engine runs on.
 
     An image is looked at and pulled on a thread of `Shared`, which is ended there when nobody waits any more. The lock
-    guards what is known and what was warned of, and is never held while anything runs.
+    guards what is known, how far pulls are and what was warned of, and is never held while anything runs.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Images:
         self._shared: Shared[str, ImageFacts] = Shared("image", self._obtain, on_death)
         self._lock = threading.Lock()
         self._known: dict[str, ImageFacts] = {}
+        self._pulling: dict[str, str] = {}  # how far each pull is
         self._warned: set[str] = set()
 
     def ready(self, reference: str, unit: Unit) -> ImageFacts:
@@ -89,7 +91,15 @@ class Images:
         """
         with self._lock:
             known = self._known.get(reference)
-        return known if known is not None else self._shared.get(reference, unit)
+        if known is not None:
+            return known
+        with unit.waiting(lambda: self._progress_of(reference)):
+            return self._shared.get(reference, unit)
+
+    def _progress_of(self, reference: str) -> str:
+        with self._lock:
+            last = self._pulling.get(reference)
+        return f"the image {shown(reference)}" + ("" if last is None else f", which is being pulled: {last}")
 
     def forget(self, reference: str) -> None:
         """The facts turned out wrong, for instance because somebody removed the image: look again next time."""
@@ -128,7 +138,8 @@ class Images:
         began = time.monotonic()
         logger.info("pulling image %s", shown(reference))
         try:
-            self._pull_again_if_broken(wanted, interrupt)
+            with self._told(reference) as moved:
+                self._pull_again_if_broken(wanted, interrupt, moved)
         except PullFailed as error:
             # Looked for also because an engine that hangs or ends looks like a registry that does.
             found = self._engine.image(reference, interrupt=interrupt) if error.why in AWAY else None
@@ -144,15 +155,30 @@ class Images:
         logger.info("image %s pulled in %s", shown(reference), format_duration(time.monotonic() - began))
         return found
 
-    def _pull_again_if_broken(self, wanted: Pull, interrupt: int) -> None:
+    @contextlib.contextmanager
+    def _told(self, reference: str) -> Iterator[Callable[[str], None]]:
+        """What hears of the progress of a pull, for as long as that takes."""
+
+        def moved(last: str) -> None:
+            with self._lock:
+                self._pulling[reference] = last
+
+        moved("nothing has come yet")
         try:
-            pulls.pull(self._engine, wanted, interrupt)
+            yield moved
+        finally:
+            with self._lock:
+                self._pulling.pop(reference, None)
+
+    def _pull_again_if_broken(self, wanted: Pull, interrupt: int, moved: Callable[[str], None]) -> None:
+        try:
+            pulls.pull(self._engine, wanted, interrupt, moved)
         except PullFailed as error:
             if error.why is not Why.BROKEN_OFF:
                 raise
             self._engine.image(wanted.reference, interrupt=interrupt)  # raises EngineDown if it was the engine
             logger.info("pulling image %s again: %s", shown(wanted.reference), error)
-            pulls.pull(self._engine, wanted, interrupt)
+            pulls.pull(self._engine, wanted, interrupt, moved)
 
     def _warn(self, reference: str, error: PullFailed) -> None:
         """Once, until a pull of this image succeeds."""
