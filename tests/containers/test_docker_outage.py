@@ -61,7 +61,7 @@ def test_beyond_the_limit_the_task_fails_and_its_slot_waits_for_the_proof(outage
     worker.wait_log("running, output")  # a dockerd that does not know so yet would take its containers along
     gone_at = time.monotonic()
     rig.engine.stop()
-    worker.wait_log("the engine does not answer")
+    worker.wait_log("the docker engine does not answer")
     refused = rig.submit("exit 0", requeue=False)
     rig.plane.wait_for(lambda: refused.state == "rejected", SAFETY, "a rejection")
     assert refused.frames(REJECTED)[0].reason == "backend unavailable"
@@ -78,7 +78,7 @@ def test_beyond_the_limit_the_task_fails_and_its_slot_waits_for_the_proof(outage
     until(lambda: proof in rig.explained(task.task_id), "what the task waits for")
     rig.engine.start_again()
     killing.reached()
-    until(lambda: "the engine answers again" in worker.log, "the engine's return")
+    until(lambda: "the docker engine answers again" in worker.log, "the engine's return")
     other = rig.submit(f"echo up > $HOME/other; {WAITS}")
     rig.written("other")
     third = rig.submit("exit 5", requeue=False)
