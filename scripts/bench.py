@@ -319,12 +319,14 @@ def docker(place: Place, sizes: Sizes) -> list[Row]:
         print(why)
         return []
     through, bare = bench_docker.dispatched(place, sizes.containers)
+    asked, beside = bench_docker.dispatched_always(place, sizes.containers)
     found, extra = bench_docker.held(place, sizes.running)
     first, most = sizes.running[0], sizes.running[-1]
     each = (found[most] - found[first]) / (most - first)
     took, base = bench_docker.drained(place, sizes.running[-1])
     return [
         _row("docker: assignment -> agent runs, p50", through, bare, bare * bench_docker.LEAST_RATIO, _ms),
+        Row("docker: the same, policy Always, p50", _ms(asked), _ms(beside), f"{asked / beside:.2f} x", "", False),
         *(Row(f"docker: worker with {n} containers", _mib(found[n]), "", "", "", False) for n in sizes.running),
         _row("docker: a running container, memory of the worker", each, 0, 0.3, _mib),
         _row("docker: a running container, processes of the worker", extra, 0, 0, lambda value: f"{value:.2f}"),

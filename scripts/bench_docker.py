@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 from tests.engines.client import find_program
 from tests.engines.docker import Engine
 from tests.engines.images import Images, busybox_is_static, load_image
+from tests.engines.registry import Registry
 
 HOLD = "exec sleep 100000"
 LEAST_RATIO = 1.15
@@ -26,23 +27,24 @@ LEAST_RATIO = 1.15
 
 def missing() -> str:
     """Why there are no Docker rows on this machine, "" where there are."""
-    absent = [name for name in ("docker", "dockerd", "unshare") if not find_program(name)]
-    if os.geteuid() or absent or not busybox_is_static():
-        return "no Docker rows: they need root, docker.io and busybox-static"
+    programs = ("docker", "dockerd", "unshare", "docker-registry", "setpriv")
+    if os.geteuid() or not all(map(find_program, programs)) or not busybox_is_static():
+        return "no Docker rows: they need root, docker.io, docker-registry and busybox-static"
     return ""
 
 
 class Ground:
-    """An engine with two images: busybox, and a sidecar with the agent of the benchmark."""
+    """An engine with two images: busybox, and a sidecar with the agent of the benchmark; of *registry*, if one is."""
 
-    def __init__(self, engine: Engine, place: Place) -> None:
+    def __init__(self, engine: Engine, place: Place, registry: Registry | None = None) -> None:
         self.engine = engine
         self.place = place
-        files = {"entrypoint.sh": (0o755, AGENT.encode())}
-        self.images = Images(
-            load_image(engine, "oz-bench/task:1"),
-            load_image(engine, "oz-bench/sidecar:1", base=False, files=files),
-        )
+        agent = {"entrypoint.sh": (0o755, AGENT.encode())}
+
+        def image(name: str, **content: Any) -> str:
+            return registry.publish(engine, name, **content) if registry else load_image(engine, name, **content)
+
+        self.images = Images(image("oz-bench/task:1"), image("oz-bench/sidecar:1", base=False, files=agent))
 
     @contextlib.contextmanager
     def worker(self, **docker: Any) -> Iterator[subprocess.Popen[bytes]]:
@@ -88,18 +90,25 @@ class Ground:
 
 
 @contextlib.contextmanager
-def ground(place: Place) -> Iterator[Ground]:
+def ground(place: Place, registry: Registry | None = None) -> Iterator[Ground]:
     """The engine, ended with everything in it."""
     engine = Engine()
     try:
-        yield Ground(engine, place)
+        yield Ground(engine, place, registry)
     finally:
         engine.close()
 
 
-def dispatched(place: Place, count: int) -> tuple[float, float]:
+def dispatched_always(place: Place, count: int) -> tuple[float, float]:
+    """The same as `dispatched`, where every task asks a registry on loopback for both images: the default policy."""
+    with contextlib.closing(Registry(place.directory / "registry")) as registry:
+        return dispatched(place, count, registry)
+
+
+def dispatched(place: Place, count: int, registry: Registry | None = None) -> tuple[float, float]:
     """The median through the worker and the median of bare runs, taken in turns."""
-    with ground(place) as here, here.worker():
+    policy = "Always" if registry else "Never"
+    with ground(place, registry) as here, here.worker(image_pull_policy=policy):
         volume = here.volume()
         through, bare = [], []
         for number in range(count):

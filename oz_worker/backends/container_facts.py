@@ -9,7 +9,7 @@ from oz_worker.engine_words import Container, EngineError
 from oz_worker.model import ExitFacts, Reason
 from oz_worker.timing import format_duration
 
-_KILLED, _LOST = 137, 255
+_NOT_FOUND, _KILLED, _LOST = 127, 137, 255
 _NEVER_RAN = "the worker stopped before the container was started; run it again"
 
 
@@ -33,6 +33,8 @@ def of_container(container: Container) -> ExitFacts:
 
 
 def _hint(code: int) -> str:
+    if code == _NOT_FOUND:
+        return ", which is what a shell says of a program that is not in the image, or that needs glibc there"
     if code == _KILLED:
         return ", that is, it was killed from outside, or the host ran out of memory"
     if code == _LOST:

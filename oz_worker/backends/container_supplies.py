@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Mapping, NamedTuple, Sequence
 
@@ -9,11 +10,12 @@ from oz_worker.backends.base import Unit
 from oz_worker.backends.images import Images, ImageUnusable
 from oz_worker.backends.patience import Patience
 from oz_worker.backends.resolution import image_of, sidecars_of
-from oz_worker.backends.sidecars import Sidecars, SidecarUnusable
+from oz_worker.backends.sidecar_asked import SidecarUnusable, asked
+from oz_worker.backends.sidecars import Sidecars
 from oz_worker.containers import Engine
-from oz_worker.engine_words import EngineError
+from oz_worker.engine_words import EngineDown, EngineError
 from oz_worker.errors import TaskFault
-from oz_worker.model import ExitFacts, Reason
+from oz_worker.model import ExitFacts, Reason, Sidecar
 from oz_worker.settings import DockerOptions
 from oz_worker.threads import OnDeath
 
@@ -70,17 +72,32 @@ class Supplies:
         assert spec is not None, "only attached units have no spec, and they are never prepared"
         image = image_of(spec, options.default_image)
         wanted = sidecars_of(spec, options.sidecar_image, options.coding_cli_sidecars)
-        reason = Reason.IMAGE_PULL
         try:
-            self._patience.persist(lambda: self.images.ready(image, unit), unit)
-            reason = Reason.SIDECAR_PREP
-            with unit.waiting(lambda: "its sidecars, whose volumes are being filled"):
-                mounts = self._patience.persist(lambda: self.sidecars.mounts(wanted, unit), unit)
-        except (ImageUnusable, SidecarUnusable, EngineError) as error:
-            raise TaskFault(ExitFacts(reason=reason, detail=str(error), agent_started=False)) from error
-        return Ready(image, mounts)
+            return self._patience.persist(lambda: self._together(image, wanted, unit), unit)
+        except SidecarUnusable as error:
+            raise _fault(Reason.SIDECAR_PREP, error) from error
+        except (ImageUnusable, EngineError) as error:
+            raise _fault(Reason.IMAGE_PULL, error) from error
+
+    def _together(self, image: str, wanted: Sequence[Sidecar], unit: Unit) -> Ready:
+        """All images are looked for and pulled at the same time: each may need its registry's answer."""
+        names = dict.fromkeys([image, *(sidecar.image for sidecar in asked(wanted))])
+        with contextlib.ExitStack() as under_way:
+            answers = {name: under_way.enter_context(self.images.asked(name, unit)) for name in names}
+            answers[image]()
+            try:
+                with unit.waiting(lambda: "its sidecars, whose volumes are being filled"):
+                    return Ready(image, self.sidecars.mounts(wanted, unit, lambda name, _unit: answers[name]()))
+            except EngineDown:
+                raise
+            except EngineError as error:
+                raise SidecarUnusable(str(error)) from error
 
     def distrust(self, ready: Ready) -> None:
         """A start failed, perhaps because something was removed meanwhile: look at everything anew."""
         self.images.forget(ready.image)
         self.sidecars.note_marks(set())
+
+
+def _fault(reason: Reason, error: Exception) -> TaskFault:
+    return TaskFault(ExitFacts(reason=reason, detail=str(error), agent_started=False))

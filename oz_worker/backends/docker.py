@@ -136,6 +136,7 @@ class Docker:
     def close(self) -> None:
         """Stop the watch; containers run on."""
         self._watch.stop(_CLOSE_SECONDS)
+        self._supplies.sidecars.settle(_CLOSE_SECONDS)
         with contextlib.suppress(Unreadable):
             end_helpers(self._instance)  # what hangs with the engine would outlive us
 

@@ -89,12 +89,24 @@ class Images:
         call pulls; those that come while the same image is pulled wait for that pull. Raises ImageUnusable, Stopped,
         EngineDown.
         """
+        with self.asked(reference, unit) as answer:
+            return answer()
+
+    @contextlib.contextmanager
+    def asked(self, reference: str, unit: Unit) -> Iterator[Callable[[], ImageFacts]]:
+        """Like `ready`, which is what the answer does; the image is looked for and pulled from now on."""
         with self._lock:
             known = self._known.get(reference)
         if known is not None:
-            return known
-        with unit.waiting(lambda: self._progress_of(reference)):
-            return self._shared.get(reference, unit)
+            yield lambda: known
+            return
+        with self._shared.asked(reference, unit) as answer:
+
+            def waited() -> ImageFacts:
+                with unit.waiting(lambda: self._progress_of(reference)):
+                    return answer()
+
+            yield waited
 
     def _progress_of(self, reference: str) -> str:
         with self._lock:

@@ -10,7 +10,7 @@ import functools
 import logging
 import threading
 import time
-from typing import Any, Callable
+from typing import Any, Callable, Collection
 
 from oz_worker.backends import job_facts
 from oz_worker.backends.base import Unit
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 EVENTS_SECONDS = 5.0
 """At least so long between two looks at events."""
 _FEW = 4
-"""The events of so many things are asked for one by one; of more, those of the whole namespace are."""
+"""The events of so many things are asked for one by one; of more, the warnings of the whole namespace are."""
 _EVENT_PAGES = 6
 CATCH_UP_SECONDS = 5.0
 """How long a Job that failed waits for what the watch of pods has to tell."""
@@ -295,21 +295,26 @@ class Board:
             curious = [card for card in self._cards.values() if card.wants_events and not card.judged]
             uids = {uid for card in curious for uid in (card.uid, *card.pods) if uid}
         try:
-            if len(uids) <= _FEW:
-                found = [
-                    e for uid in uids for e in self._cluster.find("events", fields=f"involvedObject.uid={uid}").items
-                ]
-            else:
-                found = self._cluster.find("events", pages=_EVENT_PAGES).items
+            self._events = self._all_events_of(uids) if len(uids) <= _FEW else self._complaints_of(uids)
         except ClusterError as error:
             logger.debug("the events cannot be read: %s", error)
-        else:
-            self._events = {uid: [] for uid in uids}
-            for event in found:
-                uid = str((event.get("involvedObject") or {}).get("uid"))
-                if uid in uids:
-                    self._events[uid].append(event)
         self._events_at = time.monotonic() + EVENTS_SECONDS
+
+    def _all_events_of(self, uids: Collection[str]) -> dict[str, list[Object]]:
+        return {uid: [*self._cluster.find("events", fields=f"involvedObject.uid={uid}").items] for uid in uids}
+
+    def _complaints_of(self, uids: Collection[str]) -> dict[str, list[Object]]:
+        """Warnings only: where many tasks run, everything else is thousands of lines.
+
+        That a mount has healed stands in the rest, so that is read for a few; of the others the pod itself says so
+        (Kubernetes 1.29), or that nobody complains any more.
+        """
+        found: dict[str, list[Object]] = {uid: [] for uid in uids}
+        for event in self._cluster.find("events", fields="type=Warning", pages=_EVENT_PAGES).items:
+            if (uid := str((event.get("involvedObject") or {}).get("uid"))) in found:
+                found[uid].append(event)
+        unmounted = [uid for uid, events in found.items() if any(map(job_facts.is_of_mount, events))]
+        return {**found, **self._all_events_of(unmounted[:_FEW])}
 
 
 def _lacks_pods(card: Card) -> bool:

@@ -20,6 +20,7 @@ from oz_worker.backends.job_seen import is_alive as is_alive
 from oz_worker.backends.job_seen import pruned as pruned
 from oz_worker.backends.job_template import TASK
 from oz_worker.backends.job_waits import Limits, Wait
+from oz_worker.backends.job_waits import is_of_mount as is_of_mount
 from oz_worker.model import ExitFacts, Reason
 
 JOB_SECONDS = 30.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Iterator, NamedTuple, Sequence
+from typing import Any, Iterator, Mapping, NamedTuple, Sequence
 
 from oz_worker.backends.job_seen import Container, Event, Job, Pod
 from oz_worker.backends.job_template import TASK
@@ -109,6 +109,11 @@ def of_pod(pod: Pod, events: Sequence[Event], limits: Limits) -> Iterator[Wait]:
         if container.waiting and (container.init or container.name == TASK):
             yield from _of_container(pod, container, _told(container, events), limits)
     yield from _unmounted(pod, events, limits)
+
+
+def is_of_mount(event: Mapping[str, Any]) -> bool:
+    """Whether an event, as the API has it, complains of a volume or of the sandbox."""
+    return event.get("reason") in (*_MOUNT, *_SANDBOX)
 
 
 def complains(pod: Pod) -> bool:

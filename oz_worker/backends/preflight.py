@@ -124,7 +124,7 @@ class Preflight:
                 return verdict.facts
             waits = verdict.waits
             if verdict.wants_events:
-                events = self._events()
+                events = self._events(job, *pods)
             time.sleep(_LOOK_SECONDS)
 
     def _look(self, name: str, deadline: Deadline) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -136,9 +136,11 @@ class Preflight:
         pods = self._cluster.find("pods", self._selector(), timeout=patience).items
         return job, [pod for pod in pods if any(one.get("uid") == job["metadata"]["uid"] for one in _owners(pod))]
 
-    def _events(self) -> list[dict[str, Any]]:
+    def _events(self, *things: dict[str, Any]) -> list[dict[str, Any]]:
+        """What the cluster said of *things*, asked for each by itself: a busy namespace has thousands of others."""
+        wanted = [f"involvedObject.uid={thing['metadata']['uid']}" for thing in things]
         try:
-            return self._cluster.find("events", pages=1).items
+            return [event for one in wanted for event in self._cluster.find("events", fields=one, pages=1).items]
         except ClusterError:
             return []
 

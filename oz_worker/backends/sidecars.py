@@ -72,6 +72,10 @@ class _Wanted(NamedTuple):
         return self.private.partition(" ")[0]
 
 
+MakeReady = Callable[[str, Unit], ImageFacts]
+"""`Images.ready`, or what does the same."""
+
+
 class _Gone(SidecarUnusable):
     """Somebody removed the image, or the filler, since it was looked at."""
 
@@ -91,7 +95,7 @@ class Sidecars:
     def __init__(
         self,
         engine: Engine,
-        ready: Callable[[str, Unit], ImageFacts],
+        ready: MakeReady,
         *,
         labels: Mapping[str, str],
         timeout: float,
@@ -116,21 +120,26 @@ class Sidecars:
         self._active: set[str] = set()  # fillers at work
         self._doomed: dict[str, str] = {}  # fillers whose removal failed, to the volume that goes with them or ""
 
+    def settle(self, seconds: float) -> None:
+        """Let fillings that nobody waits for any more remove what they had begun, at most so long."""
+        self._filling.settle(seconds)
+
     # -- for a task ----------------------------------------------------------------------------------------------
 
-    def mounts(self, sidecars: Sequence[Sidecar], unit: Unit) -> list[str]:
-        """The values of `--volume`, `volume:path:ro` or `volume:path`, in order.
+    def mounts(self, sidecars: Sequence[Sidecar], unit: Unit, ready: MakeReady | None = None) -> list[str]:
+        """The values of `--volume`, `volume:path:ro` or `volume:path`, in order; *ready* gives the images' facts.
 
         Blocks in the pulls and the unpacking, until the unit's stop order. Raises SidecarUnusable, Stopped, or
         EngineDown: nothing is known of it then, and it may be tried again.
         """
         wanted = asked(sidecars)
-        facts = {one.image: self._image(one, unit) for one in wanted}
+        facts = {one.image: self._image(one, unit, ready or self._ready) for one in wanted}
         return [self._mount(one, facts[one.image], unit) for one in wanted]
 
-    def _image(self, sidecar: Asked, unit: Unit) -> ImageFacts:
+    @staticmethod
+    def _image(sidecar: Asked, unit: Unit, ready: MakeReady) -> ImageFacts:
         try:
-            return self._ready(sidecar.image, unit)
+            return ready(sidecar.image, unit)
         except ImageUnusable as error:
             raise SidecarUnusable(f"the sidecar {sidecar.image} for {sidecar.path} cannot be had: {error}") from error
 
@@ -140,7 +149,7 @@ class Sidecars:
         except _Gone as error:
             logger.info("unit %s: once more from the beginning: %s", unit.name, error)
             self._forget(sidecar.image)
-            volume = self._volume(sidecar, self._image(sidecar, unit), unit)
+            volume = self._volume(sidecar, self._image(sidecar, unit, self._ready), unit)
         self._ages.touch(volume)
         return f"{volume}:{sidecar.path}" if sidecar.read_write else f"{volume}:{sidecar.path}:ro"
 

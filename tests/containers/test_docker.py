@@ -68,6 +68,37 @@ def test_killed_from_outside(site: DockerSite) -> None:
     assert "killed from outside" in found.detail
 
 
+def test_a_program_that_is_not_in_the_image(site: DockerSite) -> None:
+    found = facts(site.open(), site.unit("/lib64/none/agent"))
+    assert (found.code, found.reason) == (127, Reason.CONTAINER_EXIT)
+    assert "not in the image, or that needs glibc" in found.detail
+
+
+def test_what_an_image_declares_as_volumes_goes_with_its_container(site: DockerSite) -> None:
+    """Fault 38: an anonymous volume for each task and each sidecar would pile up."""
+    task = load_image(site.engine, "oz-test/volume:1", Volumes={"/data": {}})
+    extra = load_image(site.engine, "oz-test/volume-too:1", files={"x": (0o644, b"")}, Volumes={"/more": {}})
+    before = site.engine.ids("volume", "ls", "--quiet")
+    backend = site.open()
+    sidecars = (Sidecar(site.images.sidecar, "/agent"), Sidecar(extra, "/extra", read_write=True))
+    unit = site.unit(
+        f"touch /data/x /extra/y; echo up > {site.root}/up; sleep 1000", docker_image=task, sidecars=sidecars
+    )
+    begin(backend, unit)
+    written(site.root / "up")
+    form = '{{range .Mounts}}{{if eq .Destination "/data"}}{{.Type}}{{end}}{{end}}'
+    assert site.engine.read("inspect", "--format", form, f"oz-{unit.name}") == "volume"
+    unit.order_stop(Cause.CANCEL, 0.1)
+    assert backend.stop(unit).remains == ""
+    assert backend.clean_up(unit, keep=False) == ""
+    assert facts(backend, site.unit("exit 1", docker_image=task)).code == 1
+    shared = {name for name in site.engine.ids("volume", "ls", "--quiet") - before if name.startswith("ozw-")}
+    eventually(lambda: site.engine.ids("volume", "ls", "--quiet") - before == shared)
+    assert len(shared) == 1, "the sidecar that every task shares"
+    for image in (task, extra):
+        site.engine.cli("rmi", "--force", image, check=False)
+
+
 def test_removed_by_hand(site: DockerSite) -> None:
     backend = site.open()
     unit = site.unit("sleep 1000")
@@ -146,13 +177,17 @@ ODD = {
 
 
 def test_the_environment_arrives_exactly_and_stands_in_no_arguments(site: DockerSite) -> None:
-    backend = site.open()
+    seen = site.root / "arguments"
+    backend = site.open(path=site.fake_docker(f'for a; do printf "%s\\n" "$a"; done >> {seen}'))
     names = " ".join(ODD)
     script = f'for n in {names}; do eval "printf %s \\"\\$$n\\"" > {site.root}/$n; done'
-    unit = site.unit(script, environment=ODD)
+    unit = site.unit(script, environment={**ODD, "SECRET": "s3cret-value", "SECRETS": "s3cret\nvalue"})
     begin(backend, unit)
     assert ended(backend, unit).code == 0
     assert {name: (site.root / name).read_text() for name in ODD} == ODD
+    shown = seen.read_text()
+    assert "--env-file\n/dev/stdin\n" in shown
+    assert not [value for value in (*ODD.values(), "s3cret", script) if len(value) > 5 and value in shown]
 
 
 def test_a_name_that_cannot_be_given_is_named(site: DockerSite) -> None:

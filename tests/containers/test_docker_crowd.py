@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from tests.containers.conftest import DockerRig
-from tests.engines.bad_registry import BadRegistry
+from tests.engines.bad_registry import BadRegistry, Fault
 from tests.engines.images import agent_files
 from tests.engines.registry import Registry
 from tests.rig import SAFETY, until
@@ -26,7 +26,7 @@ def test_fifty_tasks_of_one_image_pull_it_once(
     worker = rig.start()
     tasks = [rig.submit(f"echo $TASK_ID >> $HOME/runs; exit {number % 3}") for number in range(TASKS)]
     pull.reached()
-    worker.wait_stacks(r"^task-.* in get\n.* in wait_until\n", TASKS)
+    worker.wait_stacks(r"^task-.* in _await\n.* in wait_until\n", TASKS)
     pull.release()
     rig.plane.wait_acknowledged(*tasks, timeout=2 * SAFETY)
     assert [task.terminal.exit_code or 0 for task in tasks] == [number % 3 for number in range(TASKS)]
@@ -37,6 +37,27 @@ def test_fifty_tasks_of_one_image_pull_it_once(
     until(lambda: rig.containers() == [], "the removal of every container")
     assert worker.stop() == 0
     rig.engine.cli("rmi", "--force", image)
+    rig.audit()
+
+
+def test_the_images_of_one_task_are_pulled_at_the_same_time(
+    docker_rig: DockerRig, registry: Registry, bad_registry: BadRegistry
+) -> None:
+    rig = docker_rig
+    names = [f"{kind}/agent:p{os.getpid()}" for kind in ("task", "side")]
+    for name, files in zip(names, ({}, agent_files()), strict=True):
+        registry.publish(rig.engine, name, files={**files, "own": (0o644, os.urandom(1 << 10))})
+    image, sidecar = map(bad_registry.reference, names)
+    rig.docker.update(default_image=image, sidecar_image=sidecar, image_pull_policy="Always")
+    bad_registry.fault = Fault(hang="manifests")
+    worker = rig.start()
+    task = rig.submit("exit 0")
+    until(lambda: {asked.repository for asked in bad_registry.asked} == {"task/agent", "side/agent"}, "both pulls")
+    bad_registry.fault = Fault()
+    rig.plane.wait_acknowledged(task)
+    assert task.state == "completed"
+    assert worker.stop() == 0
+    rig.engine.cli("rmi", "--force", image, sidecar)
     rig.audit()
 
 

@@ -16,7 +16,7 @@ from oz_worker.errors import NotUsable
 from tests.checks.asked import Answer, asked
 from tests.cluster.access import Rule
 from tests.cluster.cluster import Cluster
-from tests.cluster.resources import JOBS, PODS
+from tests.cluster.resources import EVENTS, JOBS, PODS
 from tests.hosting import eventually
 from tests.kubernetes.kubernetes_site import KubernetesSite, options_for, pod_template
 from tests.rig import ROOT
@@ -89,6 +89,12 @@ def test_a_verb_that_is_missing_is_named(guarded: KubernetesSite, verb: str, res
     assert "rbac.yaml" in said
 
 
+def test_a_secret_s_verb_is_asked_for_where_it_is_needed(guarded: KubernetesSite) -> None:
+    kubeconfig = guarded.allow(*ALL)
+    assert "this account may not create secrets in" in not_usable(guarded, kubeconfig=kubeconfig, env_in_secret=True)
+    guarded.open(**ON, kubeconfig=kubeconfig)
+
+
 def test_what_is_only_good_to_have_is_warned_of(guarded: KubernetesSite, caplog: pytest.LogCaptureFixture) -> None:
     kubeconfig = guarded.allow(Rule(("create", "get", "list", "delete"), ("jobs",)), Rule(("list",), ("pods",)))
     guarded.open(**ON, kubeconfig=kubeconfig)
@@ -127,6 +133,15 @@ def test_what_would_stop_every_task_stops_the_start(
 ) -> None:
     begin(site)
     assert words in not_usable(site, preflight_timeout=5.0, **options)
+
+
+def test_in_a_namespace_full_of_events_the_words_of_the_cluster_are_found(site: KubernetesSite) -> None:
+    about = {"kind": "Pod", "namespace": "default", "name": "other", "uid": "other"}
+    for number in range(600):
+        event = {"metadata": {"name": f"a-{number:03}"}, "involvedObject": about, "reason": "Odd", "message": "m"}
+        site.cluster.api.create(EVENTS, "default", {"kind": "Event", "apiVersion": "v1", **event})
+    said = not_usable(site, preflight_timeout=5.0, pod_template={"serviceAccountName": "nobody"})
+    assert 'serviceaccount "nobody" not found' in said
 
 
 def test_image_volumes_are_tried_by_mounting_one(site: KubernetesSite) -> None:

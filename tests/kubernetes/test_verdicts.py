@@ -8,10 +8,12 @@ from typing import Any, Callable, Mapping, NamedTuple
 import pytest
 
 from oz_worker.backends.base import Unit
+from oz_worker.backends.job_waits import Limits
 from oz_worker.backends.kubernetes import Kubernetes
-from oz_worker.model import Reason
+from oz_worker.model import Key, Reason
+from tests.cluster.resources import EVENTS, PODS
 from tests.hosting import eventually
-from tests.kubernetes.kubernetes_site import KubernetesSite, ended
+from tests.kubernetes.kubernetes_site import KubernetesSite, ended, options_for
 
 SOON = {"unschedulable_timeout": 2.0, "volume_mount_timeout": 3.0, "image_pull_timeout": 3.0}
 """How long each may last, where the configuration can say it."""
@@ -43,6 +45,18 @@ def no_pods(site: KubernetesSite) -> None:
     """A quota that lets no pod in, for as long as the cluster lives."""
     site.cluster.add_quota("default", pods="0")
     site.before = site.cluster.census()
+
+
+def with_task(**fields: Any) -> dict[str, Any]:
+    """A template whose container `task` has these fields."""
+    return {"containers": [{"name": "task", **fields}]}
+
+
+def merged(ours: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """The template of the tests, and more volumes and more of its one container."""
+    (task,), others = ours["containers"], more.get("containers", [{}])
+    volumes = [*ours["volumes"], *more.get("volumes", [])]
+    return {**ours, **more, "volumes": volumes, "containers": [{**task, **others[0]}]}
 
 
 QUICK = {
@@ -102,9 +116,72 @@ QUICK = {
 }
 
 
+def no_pods_by_webhook(site: KubernetesSite) -> None:
+    site.cluster.add_webhook("policy.example", lambda resource, obj: "no agents" if resource == PODS else None)
+
+
+MENDED_BY_HAND = {
+    "no secret": Case(
+        Reason.CONTAINER_CREATE,
+        'secret "none" not found',
+        ran=False,
+        options={
+            "pod_template": with_task(env=[{"name": "A", "valueFrom": {"secretKeyRef": {"name": "none", "key": "k"}}}])
+        },
+    ),
+    "not created": Case(
+        Reason.CONTAINER_CREATE,
+        "no such device",
+        ran=False,
+        begin=lambda site: site.cluster.images.create_faults.update(
+            {"docker.io/library/busybox:latest": "no such device"}
+        ),
+    ),
+    "no volume": Case(
+        Reason.VOLUME_MOUNT,
+        'configmap "none" not found',
+        ran=False,
+        options={"pod_template": {"volumes": [{"name": "v", "configMap": {"name": "none"}}]}},
+    ),
+    "no service account": Case(
+        Reason.JOB_CREATE,
+        'serviceaccount "nobody" not found',
+        ran=False,
+        options={"pod_template": {"serviceAccountName": "nobody"}},
+    ),
+    "admission": Case(
+        Reason.JOB_CREATE,
+        'admission webhook "policy.example" denied the request: no agents',
+        ran=False,
+        begin=lambda site: no_pods_by_webhook(site),
+    ),
+}
+"""What waits for a minute or longer, because somebody may mend it; here for two seconds."""
+
+
+NO_PATIENCE = Limits(unschedulable=2.0, volume_mount=3.0, image_pull=3.0, definite=2.0)
+
+
+@pytest.mark.parametrize("case", MENDED_BY_HAND.values(), ids=MENDED_BY_HAND)
+def test_what_nobody_mends_is_told_in_the_words_of_the_cluster(site: KubernetesSite, case: Case) -> None:
+    is_told(site, case, NO_PATIENCE)
+
+
 @pytest.mark.parametrize("case", QUICK.values(), ids=QUICK)
 def test_each_fault_has_its_reason_its_code_and_the_words_of_the_cluster(site: KubernetesSite, case: Case) -> None:
-    backend = site.open(**{**SOON, **case.options})
+    is_told(site, case)
+
+
+def is_told(site: KubernetesSite, case: Case, limits: Limits | None = None) -> None:
+    """Let it happen; *limits* are those that the configuration cannot say."""
+    options = {**SOON, **case.options}
+    if "pod_template" in options:
+        options["pod_template"] = merged(
+            options_for(site.cluster, site._place)["pod_template"], options["pod_template"]
+        )
+    backend = site.open(**options)
+    if limits is not None:
+        backend._board._limits = limits
     made = case.begin(site)
     try:
         unit = started(site, backend, case.script, **case.spec)
@@ -128,3 +205,19 @@ def test_each_fault_has_its_reason_its_code_and_the_words_of_the_cluster(site: K
     assert job is None or {"type": "Failed", "status": "True"}.items() <= job["status"]["conditions"][-1].items()
     assert backend.clean_up(unit, keep=False) == ""
     assert backend.units() == []
+
+
+def test_many_that_wait_in_a_namespace_full_of_events_are_told_why(site: KubernetesSite) -> None:
+    about = {"kind": "Pod", "namespace": "default", "name": "other", "uid": "other"}
+    for number in range(3100):
+        event = {"metadata": {"name": f"a-{number:04}"}, "involvedObject": about, "reason": "Odd", "message": "m"}
+        site.cluster.api.create(EVENTS, "default", {"kind": "Event", "apiVersion": "v1", "type": "Normal", **event})
+    site.cluster.faults.fail_mounts("place", which=lambda pod: "unmounted" in str(pod["metadata"]["labels"]))
+    backend = site.open(**SOON)
+    mounts = [started(site, backend, "exit 0", key=Key(f"unmounted-{number}", "run")) for number in range(6)]
+    for unit in mounts:
+        facts = ended(unit)
+        assert facts.reason is Reason.VOLUME_MOUNT, facts
+        assert "mount failed" in facts.detail
+        assert backend.stragglers(unit) == ""
+        assert backend.clean_up(unit, keep=False) == ""

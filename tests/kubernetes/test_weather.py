@@ -10,6 +10,7 @@ from typing import Any, Callable, Iterator
 
 import pytest
 
+from oz_worker.backends import job_facts
 from oz_worker.backends.base import Unit
 from oz_worker.backends.job_watch import Ears, JobWatch
 from oz_worker.backends.kubernetes import Kubernetes
@@ -253,6 +254,24 @@ def test_a_lost_node_is_told_as_that_and_holds_the_slot_until_it_is_proven(site:
     assert facts.code != 0
     left = {kind: count for kind, count in site.before.objects.items() if kind != "nodes"}
     site.before = site.before._replace(objects=left)
+
+
+def test_a_node_that_says_nothing_is_called_lost_and_what_ran_there_remains(
+    site: KubernetesSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_facts, "LEAVING_SECONDS", 2.0)
+    backend = site.open()
+    is_seen_by_two_watches(site)
+    unit = site.started(backend, "while :; do sleep 0.1; done")
+    site.cluster.faults.lose_node("node-1")
+    site.cluster.faults.taint_manager("node-1")
+    facts = ended(unit)
+    assert (facts.reason, facts.code) == (Reason.EVICTED, None)
+    assert "probably lost" in facts.detail
+    assert "node-1" in facts.remains, "the slot waits"
+    site.cluster.faults.find_node("node-1")
+    eventually(lambda: backend.stop(unit).remains == "")
+    cleaned(backend, unit)
 
 
 def test_what_heals_in_time_runs(site: KubernetesSite) -> None:
