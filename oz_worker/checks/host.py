@@ -1,21 +1,23 @@
-"""This machine and this installation: the platform, what is asked of a stop, extras that the environment asks for."""
+"""This machine and this installation: the platform, what is asked of a stop, extras and ports that are asked for."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import platform
+import socket
 import sys
 from pathlib import Path
 from typing import Mapping
 
 from oz_worker import backends
-from oz_worker.checks.probe import Finding, Outcome, Probe
+from oz_worker.checks.places import running
+from oz_worker.checks.probe import FILE_SECONDS, Finding, Outcome, Probe
 from oz_worker.errors import NotUsable
 from oz_worker.settings import Settings
 
+_PORT = "OTEL_EXPORTER_PROMETHEUS_PORT"
 _MACHINES = ("x86_64", "amd64", "aarch64", "arm64")
-_SIGNALS = ("METRICS", "TRACES")
 _EXPORTERS = {"METRICS": ("otlp", "prometheus", "console", "none"), "TRACES": ("otlp", "console", "none")}
 _PACKAGES = {
     "http/protobuf": ("opentelemetry.exporter.otlp.proto.http", "otel"),
@@ -27,7 +29,13 @@ def probes(settings: Settings, environ: Mapping[str, str]) -> list[Probe]:
     """Of the machine, and of what is installed on it."""
     return [
         Probe("platform", lambda: _platform(settings), cure="run the worker on Linux (amd64 or arm64)"),
-        Probe("extras", lambda: _extras(environ), cure="install the extra, or set the variable to none"),
+        Probe("extras", lambda: _extras(environ)),
+        Probe(
+            "ports",
+            lambda: _ports(settings, environ),
+            cure="choose an address of this machine and a port that is free",
+            limit=FILE_SECONDS,
+        ),
     ]
 
 
@@ -46,35 +54,69 @@ def _platform(settings: Settings) -> Finding:
 
 def _extras(environ: Mapping[str, str]) -> Finding:
     """What OTEL_* asks for. A worker runs without it, so nothing here is a failure."""
-    if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
-        return Finding("none are needed: OTEL_SDK_DISABLED")
     troubles, cures = [], []
-    for signal in _SIGNALS:
+    for signal, known in _EXPORTERS.items():
         variable = f"OTEL_{signal}_EXPORTER"
-        wanted = [name.strip() for name in environ.get(variable, "").split(",") if name.strip()]
-        known = _EXPORTERS[signal]
-        unknown = [name for name in wanted if name not in known]
-        if unknown:
+        wanted = _exporters(signal, environ)
+        if unknown := [name for name in wanted if name not in known]:
             troubles.append(f"{variable} names {', '.join(unknown)}; known are {', '.join(known)}")
             cures.append(f"correct {variable}")
-        if "otlp" in wanted:
-            protocol = _protocol(signal, environ)
-            if protocol not in _PACKAGES:
-                troubles.append(f"the OTLP protocol {protocol} is not known; known are {', '.join(_PACKAGES)}")
-                cures.append("correct OTEL_EXPORTER_OTLP_PROTOCOL")
-            elif not _installed(_PACKAGES[protocol][0]):
-                extra = _PACKAGES[protocol][1]
-                troubles.append(f"{variable} asks for otlp ({protocol}), and the extra {extra} is not installed")
+        protocol = _protocol(signal, environ)
+        if "otlp" in wanted and protocol not in _PACKAGES:
+            troubles.append(f"the OTLP protocol {protocol} is not known; known are {', '.join(_PACKAGES)}")
+            cures.append("correct OTEL_EXPORTER_OTLP_PROTOCOL")
+        elif "otlp" in wanted or ("console" in wanted and signal == "TRACES"):
+            module, extra = _PACKAGES[protocol] if "otlp" in wanted else ("opentelemetry.sdk", "otel")
+            if not _installed(module):
+                troubles.append(f"{variable} asks for {' and '.join(wanted)}, which needs the extra {extra}")
                 cures.append(f"pip install 'oz-worker[{extra}]'")
     if troubles:
         return Finding("; ".join(troubles), Outcome.WARNING, "; ".join(dict.fromkeys(cures)))
     return Finding("nothing is missing that the environment asks for")
 
 
+def _exporters(signal: str, environ: Mapping[str, str]) -> list[str]:
+    """What the variable of *signal* lists; nothing where that switches everything off."""
+    words = [word.strip().lower() for word in environ.get(f"OTEL_{signal}_EXPORTER", "").split(",")]
+    off = "none" in words or environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+    return [] if off else [word for word in words if word]
+
+
+def _ports(settings: Settings, environ: Mapping[str, str]) -> Finding:
+    """What the worker listens on can be had; a worker that runs here may have it already."""
+    wanted = {"health_listen": settings.health_listen}
+    if "prometheus" in _exporters("METRICS", environ):
+        host = environ.get("OTEL_EXPORTER_PROMETHEUS_HOST", "").strip() or "localhost"
+        wanted[_PORT] = f"{host}:{environ.get(_PORT, '').strip() or '9464'}"
+    wanted = {name: address for name, address in wanted.items() if address}
+    troubles = {name: why for name, address in wanted.items() if (why := _taken(address))}
+    said = "; ".join(f"{name}: {wanted[name]} cannot be had ({why})" for name, why in troubles.items())
+    if not troubles:
+        return Finding(", ".join(wanted.values()) + " can be had" if wanted else "none are asked for")
+    if beside := running(settings):
+        who = ", ".join(str(worker.pid) for worker in beside)
+        return Finding(f"{said}; it may be process {who}, the worker that runs here", Outcome.WARNING)
+    return Finding(said, Outcome.FAILED if "health_listen" in troubles else Outcome.WARNING)
+
+
+def _taken(address: str) -> str:
+    """Why nothing can be served on host:port; "" when it can. Nothing is: the port is not listened on."""
+    host, _, port = address.rpartition(":")
+    try:
+        found = socket.getaddrinfo(host.strip("[]") or None, int(port), 0, socket.SOCK_STREAM, 0, socket.AI_PASSIVE)
+        family, kind, protocol, _, place = found[0]
+        with socket.socket(family, kind, protocol) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(place)
+    except (OSError, ValueError, OverflowError, UnicodeError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    return ""
+
+
 def _protocol(signal: str, environ: Mapping[str, str]) -> str:
     for name in (f"OTEL_EXPORTER_OTLP_{signal}_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
         if value := environ.get(name, "").strip():
-            return value
+            return value.lower()
     return "http/protobuf"
 
 

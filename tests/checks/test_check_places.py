@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -128,13 +129,32 @@ def test_what_the_environment_asks_for_and_what_cannot_start_here(tmp_path: Path
             "warning",
             "the OTLP protocol http/json is not known",
         ),
-        ({"OTEL_TRACES_EXPORTER": "oltp", "OTEL_SDK_DISABLED": "true"}, "ok", "OTEL_SDK_DISABLED"),
+        ({"OTEL_TRACES_EXPORTER": "oltp", "OTEL_SDK_DISABLED": "true"}, "ok", "nothing is missing"),
+        ({"OTEL_METRICS_EXPORTER": "oltp,none"}, "ok", "nothing is missing"),
     ]
     for environ, outcome, said in cases:
         extras = found(host.probes(chosen, environ))["extras"]
         assert (extras.outcome.value, said in extras.said) == (outcome, True), extras
     shown = found(host.probes(settings(tmp_path, control_plane="cropscode"), {}))
     assert "control_plane cropscode is not in this version" in shown["platform"].said
+
+
+def test_ports_that_are_taken(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, socket.create_server(("127.0.0.1", 0)) as other:
+        port, own = taken.getsockname()[1], other.getsockname()[1]
+        other.close()
+        exporter = {"OTEL_METRICS_EXPORTER": "prometheus", "OTEL_EXPORTER_PROMETHEUS_HOST": "127.0.0.1"}
+        busy = {**exporter, "OTEL_EXPORTER_PROMETHEUS_PORT": str(port)}
+        for address, environ, outcome, said in (
+            ("", {}, "ok", "none are asked for"),
+            (f"127.0.0.1:{own}", {}, "ok", "can be had"),
+            (f"127.0.0.1:{port}", {}, "failed", "health_listen: 127.0.0.1:"),
+            ("192.0.2.1:80", {}, "failed", "cannot be had"),
+            ("", busy, "warning", "OTEL_EXPORTER_PROMETHEUS_PORT: 127.0.0.1:"),
+            ("", {**exporter, "OTEL_EXPORTER_PROMETHEUS_PORT": "x"}, "warning", "cannot be had"),
+        ):
+            ports = found(host.probes(settings(tmp_path, health_listen=address), environ))["ports"]
+            assert (ports.outcome.value, said in ports.said) == (outcome, True), ports
 
 
 def test_an_extra_that_is_not_installed_is_named(tmp_path: Path) -> None:
