@@ -145,7 +145,7 @@ def _kubernetes(
         return Finding(f"Kubernetes {clusters.version_of(cluster(), where)}, {where}")
 
     def preflight() -> Preflight:
-        return Preflight(cluster(), options, worker_id=settings.worker_id, instance=settings.instance_id)
+        return Preflight(cluster(), options, worker_id=settings.worker_id, instance=programs.instance())
 
     def permissions() -> Finding:
         lacking = preflight().permissions()
@@ -153,7 +153,12 @@ def _kubernetes(
 
     def image() -> Finding:
         kind = "mounted as a volume" if options.use_image_volumes else "run as root in an init container"
-        slow = preflight().run()
+        tried = preflight()
+        try:
+            slow = tried.run()
+        except (KeyboardInterrupt, SystemExit):  # told to stop, perhaps before the answer that the Job exists
+            tried.tidy()
+            raise
         return Finding(slow, Outcome.WARNING) if slow else Finding(f"{options.preflight_image} was pulled and {kind}")
 
     return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -216,3 +217,21 @@ def test_check_says_what_is_wrong_with_exit_3(guarded: KubernetesSite, tmp_path:
     done = check(guarded.cluster, tmp_path, kubeconfig=str(tmp_path / "none"))
     assert "does not exist" in done.tests["cluster"]["said"]
     assert done.results()["permissions"] == "skipped"
+
+
+def test_a_check_that_is_told_to_stop_leaves_no_job(site: KubernetesSite, tmp_path: Path) -> None:
+    hold = site.cluster.faults.hold_pods()
+    config = tmp_path / "config.yaml"
+    options = {**options_for(site.cluster, tmp_path), "api_timeout": "10s"}
+    config.write_text(yaml.safe_dump({"worker_id": "w", "backend": {"kubernetes": options}}))
+    words = [sys.executable, "-m", "oz_worker", "check", "--config-file", str(config), "--state-dir", str(tmp_path)]
+    child = subprocess.Popen(words, env={**os.environ, "WARP_API_KEY": "wk-1"}, cwd=ROOT, stdout=subprocess.DEVNULL)
+    try:
+        eventually(lambda: len(site.jobs()) == 1)
+        child.terminate()
+        assert child.wait(60) == 143
+    finally:
+        child.kill()
+        child.wait()
+    assert site.jobs() == []
+    hold.end()
