@@ -196,7 +196,7 @@ class Road:
         A plain request without the key, and whatever the certificate is: a wrong clock may be what is wrong with it.
         """
         wire = Wire(self._dialler(_Anybody()).open(self.where, self._deadline()), self._pulse)
-        wire.read_by = wire.write_by = Deadline(DATE_SECONDS).at
+        wire.read_by = wire.write_by = Deadline(min(DATE_SECONDS, self._settings.link.dial_timeout)).at
         asked, data = time.time(), b""
         try:
             _send(wire, _head_request(self.where))

@@ -24,12 +24,11 @@ from tests.checks.asked import found
 
 @pytest.fixture
 def bin_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory for programs that stand before all others; those that hang are waited for only shortly."""
+    """A directory for programs that stand before all others."""
     place = tmp_path / "bin"
     place.mkdir()
     monkeypatch.setenv("PATH", f"{place}:/usr/bin:/bin")
     monkeypatch.delenv("DOCKER_HOST", raising=False)
-    monkeypatch.setattr(programs, "SECONDS", 2.0)
     return place
 
 
@@ -50,7 +49,9 @@ def brief(shown: dict[str, Result]) -> dict[str, str]:
     return {name: result.outcome.value for name, result in shown.items()}
 
 
-def test_an_agent_that_is_missing_broken_or_hangs(tmp_path: Path, bin_dir: Path) -> None:
+def test_an_agent_that_is_missing_broken_or_hangs(
+    tmp_path: Path, bin_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = str(tmp_path / "ws")
     shown = tried("direct", DirectOptions(workspace_root=root, oz_path=str(bin_dir / "none")))
     assert brief(shown) == {"agent": "failed", "workspace": "ok"}
@@ -65,14 +66,13 @@ def test_an_agent_that_is_missing_broken_or_hangs(tmp_path: Path, bin_dir: Path)
     shown = tried("direct", DirectOptions(workspace_root=root, oz_path=str(bin_dir / "oz")))
     assert shown["agent"].outcome.value == "failed"
     program(bin_dir, "oz", "sleep 300 & wait")
-    shown = tried("direct", DirectOptions(workspace_root=root))
+    with monkeypatch.context() as hurry:
+        hurry.setattr(programs, "SECONDS", 0.5)
+        shown = tried("direct", DirectOptions(workspace_root=root))
     assert (shown["agent"].outcome.value, "did not say its version" in shown["agent"].said) == ("warning", True)
     program(bin_dir, "oz", 'env > "${0%/*}/seen"; echo oz 1.2.3')
-    os.environ["WARP_API_KEY"] = "wk-hidden"
-    try:
-        shown = tried("direct", DirectOptions(workspace_root=root))
-    finally:
-        del os.environ["WARP_API_KEY"]
+    monkeypatch.setenv("WARP_API_KEY", "wk-hidden")
+    shown = tried("direct", DirectOptions(workspace_root=root))
     assert shown["agent"].said == f"{bin_dir}/oz 1.2.3"
     assert "wk-hidden" not in (bin_dir / "seen").read_text()
 
@@ -95,7 +95,9 @@ def test_workspaces_that_cannot_be(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
 
 
-def test_engines_that_are_missing_old_silent_closed_or_of_another_kind(bin_dir: Path) -> None:
+def test_engines_that_are_missing_old_silent_closed_or_of_another_kind(
+    bin_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     missing = DockerOptions(engine_path=str(bin_dir / "none"))
     assert brief(tried("docker", missing)) == {"program": "failed", "engine": "skipped"}
 
@@ -124,6 +126,7 @@ def test_engines_that_are_missing_old_silent_closed_or_of_another_kind(bin_dir: 
     assert tried("docker", DockerOptions())["engine"].said == "docker , linux/amd64, docker of this host"
 
     program(bin_dir, "docker", "sleep 300 & wait")
+    monkeypatch.setattr(programs, "SECONDS", 0.5)
     assert brief(tried("docker", DockerOptions())) == {"program": "failed", "engine": "skipped"}
 
 

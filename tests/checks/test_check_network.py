@@ -26,7 +26,7 @@ from tests.rawserver import Peer, RawServer, Script, refused_port, silent_listen
 from tests.unit.test_dial_proxy import tunnel
 
 LINK = LinkOptions(dial_timeout=20.0)
-SHORT = replace(LINK, dial_timeout=0.3)
+SHORT = replace(LINK, dial_timeout=1.0)
 ROWS = ["proxy", "name", "connection", "certificate", "server", "clock"]
 
 
@@ -162,7 +162,7 @@ def test_what_hangs_is_given_up_at_each_step(tmp_path: Path, certificates: Certi
         shown = tried(settings(url, tmp_path, link=SHORT, ca_file=certificates.ca_file))
         assert "does not answer the TLS handshake" in shown["certificate"].said
         assert shown["server"].outcome.value == shown["clock"].outcome.value == "skipped"
-    patient = replace(LINK, dial_timeout=2.0)  # also for the TLS handshake of a busy machine
+    patient = replace(LINK, dial_timeout=3.0)  # also for the TLS handshake of a busy machine
     with RawServer(hold, tls=certificates.server) as far:
         shown = tried(settings(far.url, tmp_path, link=patient, ca_file=certificates.ca_file))
     assert "does not answer the WebSocket handshake" in shown["server"].said
