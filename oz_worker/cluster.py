@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from types import MappingProxyType
-from typing import Any, Mapping, NamedTuple, Sequence
+from typing import Any, Callable, Mapping, NamedTuple, Sequence
 from urllib.parse import quote, urlencode
 
 from oz_worker import errand
@@ -39,6 +39,11 @@ _PASSING = re.compile(
     r"|too many requests|bad gateway|connection (refused|reset)|EOF|overloaded|leader"
 )
 """Words of a server's error without a known reason that say: ask again."""
+_TOO_LARGE = re.compile(r"request is too large|larger than max")
+"""What no second try makes smaller, though it is the database of the cluster that says it."""
+_NO_SUCH_PATH = "the server could not find the requested resource"
+"""All that is known of a 404 that comes from no API server, but from something in front of it."""
+_OTHER_UID = "Precondition failed"
 _NOISE = re.compile(r"^([IWE]\d{4} |Unhandled Error|Warning: )")
 _SAID_BYTES = 1500
 _SIGNALLED = 128
@@ -74,7 +79,7 @@ class AlreadyExists(ClusterError):
 
 
 class Conflict(ClusterError):
-    """A precondition does not hold: what bears the name is another one, or has changed."""
+    """Our precondition does not hold: what bears the name is another one."""
 
 
 class Forbidden(ClusterError):
@@ -214,17 +219,20 @@ class Cluster:
         pages: int = 0,
         interrupt: int = -1,
         timeout: float = 0,
+        keep: Callable[[dict[str, Any]], dict[str, Any]] = lambda thing: thing,
     ) -> Listing:
-        """All things of a kind that fit, by pages of 500; *pages*: no more of them than that. The rest as in `call`."""
+        """All things of a kind that fit, by pages of 500; *pages*: no more of them than that. The rest as in `call`.
+
+        *keep* makes less of each as its page comes in: the whole of a thousand Jobs is some 50 MB.
+        """
         items: list[dict[str, Any]] = []
         more = {"continue": ""}
         number = 0
         while True:
             asked = {"labelSelector": selector, "fieldSelector": fields, "limit": str(PAGE), **more}
             path = self.path(kind, query=asked)
-            about = _object(self.call("get", "--raw", path, interrupt=interrupt, timeout=timeout))
-            items += [_thing(item) for item in about.get("items") or []]
-            metadata = about.get("metadata") or {}
+            found, metadata = _list(self.call("get", "--raw", path, interrupt=interrupt, timeout=timeout))
+            items += [keep(_thing(item)) for item in found]
             more = {"continue": str(metadata.get("continue") or "")}
             number += 1
             if not more["continue"] or number == pages:
@@ -309,19 +317,14 @@ class Cluster:
 
 def refusal(what: str, code: int, errors: bytes) -> ClusterError:
     """The error that an exit code and the words on stderr stand for."""
-    text = last_words(errors)
+    text = _without_noise(errors)
     if code > _SIGNALLED and not text:
         return ClusterDown(f"{what} was killed by signal {code - _SIGNALLED}; is there enough memory?")
     server, invalid = _SERVER.search(text), _INVALID.search(text)
-    said = server["said"] if server else invalid["said"] if invalid else text
+    said = (server["said"] if server else invalid["said"] if invalid else text[-_SAID_BYTES:])[:_SAID_BYTES]
     sentence = f"{what}: {said or f'exit code {code}'}"
     if server:
-        kind = _REASONS.get(server["reason"] or "")
-        if "denied the request" in said:  # a webhook may answer by any code
-            kind = Forbidden
-        elif kind is None:
-            kind = ClusterDown if _PASSING.search(said) else ClusterError
-        return kind(sentence, said)
+        return _kind_of(server["reason"] or "", said)(sentence, said)
     if invalid:
         return Invalid(sentence, said)
     if _UNAUTHORIZED.search(text):
@@ -330,11 +333,24 @@ def refusal(what: str, code: int, errors: bytes) -> ClusterError:
     return ClusterDown(sentence, said)
 
 
-def last_words(errors: bytes) -> str:
-    """What the program said last, on one line, without its own log lines."""
+def _kind_of(reason: str, said: str) -> type[ClusterError]:
+    """What a refusal by the server is, from its reason and words."""
+    kind = _REASONS.get(reason)
+    if "denied the request" in said:  # a webhook may answer by any code
+        return Forbidden
+    if kind is None:
+        return ClusterDown if _PASSING.search(said) and not _TOO_LARGE.search(said) else ClusterError
+    if kind is NotFound and said.startswith(_NO_SUCH_PATH):
+        return ClusterDown  # no proof that what was named does not exist
+    if kind is Conflict and _OTHER_UID not in said:
+        return ClusterDown  # two changes of one thing at once, like those of a quota by two Jobs
+    return kind
+
+
+def _without_noise(errors: bytes) -> str:
+    """What the program said, on one line, without its own log lines. Its end may matter, or its beginning."""
     lines = [line.strip() for line in errors.decode("utf-8", "replace").splitlines()]
-    kept = [line for line in lines if line and not _NOISE.match(line)]
-    return " ".join(kept)[-_SAID_BYTES:].removeprefix("error: ")
+    return " ".join(line for line in lines if line and not _NOISE.match(line)).removeprefix("error: ")
 
 
 def event_of(line: bytes) -> Event:
@@ -363,10 +379,20 @@ def _thing(about: Any) -> dict[str, Any]:
     raise ClusterDown(f"kubectl printed something that is no object of a cluster: {str(about)[:80]}")
 
 
+def _list(text: bytes) -> tuple[list[Any], dict[str, Any]]:
+    """Items and metadata of a list. Raises ClusterDown for anything else: an empty list says that nothing exists."""
+    about = _object(text)
+    items, metadata = about.get("items"), about.get("metadata")
+    whole = str(about.get("kind")).endswith("List") and isinstance(metadata, dict)
+    if not whole or not (items is None or isinstance(items, list)):
+        raise ClusterDown(f"kubectl printed something that is no list: {text[:80]!r}")
+    return items or [], metadata or {}
+
+
 def _object(text: bytes) -> dict[str, Any]:
     try:
         about = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ClusterDown(f"kubectl printed something unreadable: {text[:80]!r}") from error
     if not isinstance(about, dict):
         raise ClusterDown(f"kubectl printed something unreadable: {text[:80]!r}")

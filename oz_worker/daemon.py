@@ -14,10 +14,17 @@ Threads (each has one owner, one stop, a named waker for every call it can block
 | pull, fill  | units    | one image or volume            | the engine's CLI           | its last waiter     |
 | upkeep      | Daemon   | late writes, expiry, adoption  | `Event.wait`, files        | stop, due removals  |
 | output      | Daemon   | output shown in the log        | `Event.wait`, files        | its stop event      |
+| http-metrics| exporter | the listener for scrapes       | `poll`, a name look-up     | `Waker`             |
+| console-... | exporter | metrics on stdout              | `Event.wait`, `write`      | its stop event      |
 | log         | Logs     | stderr or the log file         | its queue, `write`         | its queue           |
+| watchdog    | Health   | the judgement over the others  | its pause                  | nothing             |
+| http-health | Health   | sockets of those who ask       | `poll`                     | a socket, its waker |
+| health-<..> | Health   | one look at disks, database    | files, SQLite              | nothing: left behind|
+| watchdog-.. | Watchdog | its account before it leaves   | files, locks, `write`      | nothing: left behind|
 
 All are daemon threads: one that cannot be woken (a write to a blocked terminal, a name server that never answers) does
-not hold the exit, which is `os._exit` after the log has been written. A thread that dies puts itself on `deaths`.
+not hold the exit, which is `os._exit` after the log has been written. A thread that dies puts itself on `deaths`; one
+that neither dies nor moves is found by the watchdog (`oz_worker.vitals` has the limits).
 """
 
 from __future__ import annotations
@@ -34,31 +41,31 @@ import threading
 import time
 from pathlib import Path
 from typing import Callable, Sequence, TypeVar
-from urllib.parse import urlsplit
 
-from oz_worker import __version__, backends, rows, slots, threads
+from oz_worker import __version__, backends, instruments, measuring, portions, rows, slots, threads, vitals
 from oz_worker.dialects.oz import reports
 from oz_worker.dialects.oz.session import OzSession
 from oz_worker.engine import recovery
-from oz_worker.engine.admission import Engine, Limits
+from oz_worker.engine.admission import Engine
 from oz_worker.engine.follow import Follower
 from oz_worker.engine.instance import Instance, misfit
 from oz_worker.engine.outbox import Outbox
 from oz_worker.engine.output import Output
 from oz_worker.engine.upkeep import Upkeep
-from oz_worker.errors import ExitCode, NotUsable
+from oz_worker.errors import ExitCode, NotUsable, OzWorkerError
 from oz_worker.link.key import KeySource
 from oz_worker.link.loop import Link
 from oz_worker.link.traffic import Directive
 from oz_worker.meters import Meters
+from oz_worker.observe.health import Health
 from oz_worker.observe.logs import Logs
 from oz_worker.redact import Secret
-from oz_worker.settings import DirectOptions, Settings
+from oz_worker.settings import Settings
 from oz_worker.signals import captured
 from oz_worker.slots import Slot
-from oz_worker.stopping import BLIND_FLUSH, LONG_FLUSH, StopOptions, Stopping
+from oz_worker.stopping import Stopping
 from oz_worker.store import Store
-from oz_worker.threads import Waker
+from oz_worker.threads import Deaths, Waker
 
 logger = logging.getLogger(__name__)
 
@@ -69,18 +76,29 @@ T = TypeVar("T")
 def run(settings: Settings, warnings: Sequence[str]) -> int:
     """Run the worker until it is told to stop; the exit code. Main thread only. Raises NotUsable before it connects."""
     threading.stack_size(threads.STACK_BYTES)
+    meters, waker = Meters(instruments.CATALOGUE), Waker()
+    health, deaths = Health(os.environ, meters), Deaths(waker)
     logs = Logs(
         level=settings.log_level,
         form=settings.log_format,
         file=settings.log_file,
         secrets=(settings.api_key.reveal(),),
+        on_death=deaths,
     )
-    waker = Waker()
-    with logs, captured(waker) as inbox:
+    with vitals.essential("main"), logs, captured(waker) as inbox:
+        health.watch(logs, deaths)
         for warning in warnings:
             logger.warning("%s", warning)
-        with contextlib.ExitStack() as parts:
-            return _run(settings, logs, waker, inbox, parts)
+        try:
+            with contextlib.ExitStack() as parts:
+                return _run(settings, logs, waker, inbox, parts, meters, health, deaths)
+        except OzWorkerError:
+            raise
+        except Exception:  # this thread's top: the same account as of any other
+            logger.exception("thread main died: leaving with exit 1, tasks are left running")
+            health.tripped()
+            logs.stacks()
+            return ExitCode.FAULT
 
 
 def _run(
@@ -89,17 +107,12 @@ def _run(
     waker: Waker,
     inbox: queue.SimpleQueue[signal.Signals],
     parts: contextlib.ExitStack,
+    meters: Meters,
+    health: Health,
+    deaths: Deaths,
 ) -> int:
-    deaths: queue.SimpleQueue[str] = queue.SimpleQueue()
-
-    def on_death(name: str, _error: BaseException) -> None:
-        deaths.put(name)
-        waker.wake()
-
     if settings.control_plane != "oz":
         raise NotUsable(f"control_plane {settings.control_plane} is not in this version; use oz")
-    if settings.health_listen:
-        raise NotUsable("health_listen: the health endpoint is not in this version; leave the key out")
     state_dir = Path(settings.state_dir)
     here, kind = backends.endpoint(settings, os.environ), settings.backend
     fits = functools.partial(misfit, worker_id=settings.worker_id, backend=kind, uid=os.getuid(), endpoint=here)
@@ -108,9 +121,14 @@ def _run(
     logger.info("oz_worker %s, worker %s, instance %s in %s", __version__, settings.worker_id, slot.id, state_dir)
 
     def open_instance(left: Slot) -> Instance:
-        return _open_instance(settings, left, on_death)
+        return _open_instance(settings, left, deaths, meters)
 
-    primary = _interruptible(lambda: _open_instance(settings, slot, on_death), waker, inbox)
+    def opening() -> Instance:
+        health.listen(settings.health_listen)  # here, because a name may take its time
+        return open_instance(slot)
+
+    parts.callback(health.close)
+    primary = _interruptible(opening, waker, inbox)
     if primary is None:
         logger.info("stopped before the start was complete")
         return ExitCode.STOPPED
@@ -118,8 +136,7 @@ def _run(
     parts.callback(primary.backend.close)
 
     backends.refuse_shutdown(settings, primary.backend.capabilities)
-    meters = Meters()
-    outbox = Outbox(origin_of(settings.web_socket_url), waker.wake)
+    outbox = Outbox(portions.origin(settings.web_socket_url), waker.wake)
     engine = Engine(
         primary,
         outbox=outbox,
@@ -129,28 +146,28 @@ def _run(
             longest_copy=settings.task_log_max,
             retention=settings.task_log_retention,
         ),
-        limits=_limits(settings, slot.path, here),
+        limits=portions.limits(settings, slot.path, here),
         encode=functools.partial(reports.encode, worker_id=settings.worker_id),
         on_change=waker.wake,
-        on_death=on_death,
+        on_death=deaths,
     )
-    session = _session(settings, engine)
+    session = portions.session(settings, engine)
     if settings.task_output == "log":
         engine.follower = Follower(
             lambda: [task.source() for task in engine.tasks()], own_secrets=(settings.api_key.reveal(),)
         )
-        engine.follower.start(on_death)
+        engine.follower.start(deaths)
         parts.callback(engine.follower.stop)
     count = recovery.recover(engine, primary)
     if count:
         logger.info("%d tasks of the worker before this one are taken up", count)
     parts.callback(_close_others, engine)
     upkeep = Upkeep(engine, open_instance, fits)
-    upkeep.start(on_death)
+    upkeep.start(deaths)
     parts.callback(upkeep.stop, CLOSE_SECONDS)
 
-    stopping = Stopping(_stop_options(settings, state_dir), engine)
-    daemon = Daemon(settings, engine, session, stopping, logs=logs, waker=waker, inbox=inbox, deaths=deaths)
+    stopping = Stopping(portions.stop_options(settings, state_dir), engine)
+    daemon = Daemon(settings, engine, session, stopping, logs=logs, health=health, inbox=inbox, deaths=deaths)
     daemon.note_start()
     link = Link(
         url=settings.web_socket_url,
@@ -161,15 +178,11 @@ def _run(
         waker=waker,
         traffic=daemon,
     )
+    health.attend(engine)  # before anybody scrapes: a counter that rises from 0 to what it was looks like a new trip
+    exporters = measuring.begin(settings, engine, link.origin, logs, os.environ)
+    parts.callback(exporters.stop, measuring.STOP_SECONDS)
     link.run()
     return daemon.farewell()
-
-
-def origin_of(url: str) -> str:
-    """scheme://host:port of a URL: what decides whether a report is meant for this server."""
-    parts = urlsplit(url)
-    port = parts.port or (443 if parts.scheme == "wss" else 80)
-    return f"{parts.scheme}://{(parts.hostname or '').lower()}:{port}"
 
 
 class Daemon:
@@ -183,9 +196,9 @@ class Daemon:
         stopping: Stopping,
         *,
         logs: Logs,
-        waker: Waker,
+        health: Health,
         inbox: queue.SimpleQueue[signal.Signals],
-        deaths: queue.SimpleQueue[str],
+        deaths: Deaths,
     ) -> None:
         self._settings = settings
         self._engine = engine
@@ -193,7 +206,7 @@ class Daemon:
         self._session = session
         self._stopping = stopping
         self._logs = logs
-        self._waker = waker
+        self._health = health
         self._inbox = inbox
         self._deaths = deaths
         self._announced = ""
@@ -202,8 +215,10 @@ class Daemon:
         """Handle signals, deaths and timers; say what the link is to do."""
         for number in _drained(self._inbox):
             self._signalled(number)
-        for name in _drained(self._deaths):
+        while (name := self._deaths.taken()) is not None:
+            self._health.tripped()
             self._stopping.part_died(name)
+            self._logs.stacks()
         next_deadline = self._engine.tick(time.monotonic())
         directive = self._stopping.decide()
         if self._stopping.step.value != self._announced:
@@ -286,6 +301,7 @@ class Daemon:
             self._stopping.signalled(number)
 
     def _note(self, name: str, fact: dict[str, str]) -> None:
+        self._health.noted(name, fact)
         text = json.dumps({**fact, "at": time.time()})
         self._engine.primary.store.post(lambda db: rows.put_fact(db, name, text), lambda _result, _error: None)
 
@@ -299,12 +315,14 @@ def _drained(source: queue.SimpleQueue[T]) -> list[T]:
             return items
 
 
-def _open_instance(settings: Settings, slot: Slot, on_death: threads.OnDeath) -> Instance:
+def _open_instance(settings: Settings, slot: Slot, on_death: threads.OnDeath, meters: Meters) -> Instance:
     """The database and the backend of a held directory. Raises NotUsable with nothing left open."""
     store = Store(slot.path / "state.db")
     store.start(on_death)
     try:
-        backend = backends.make_backend(settings, instance=slot.id, instance_dir=slot.path, on_death=on_death)
+        backend = backends.make_backend(
+            settings, instance=slot.id, instance_dir=slot.path, on_death=on_death, meters=meters
+        )
         backend.open()
     except BaseException:
         store.close(CLOSE_SECONDS)
@@ -315,6 +333,7 @@ def _open_instance(settings: Settings, slot: Slot, on_death: threads.OnDeath) ->
 def _close_others(engine: Engine) -> None:
     """Close the instances that were served besides our own."""
     for instance in engine.instances[1:]:
+        vitals.stamp()
         instance.backend.close()
         instance.store.close(CLOSE_SECONDS)
 
@@ -336,7 +355,7 @@ def _interruptible(
     poll = select.poll()
     poll.register(waker.fileno(), select.POLLIN)
     while True:
-        poll.poll()
+        poll.poll(vitals.wait() * 1000)
         waker.drain()
         if any(number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1) for number in _drained(inbox)):
             return None
@@ -345,50 +364,3 @@ def _interruptible(
             if isinstance(opened, BaseException):
                 raise opened
             return opened
-
-
-def _session(settings: Settings, engine: Engine) -> OzSession:
-    return OzSession(
-        intake=engine,
-        worker_id=settings.worker_id,
-        server_root_url=settings.server_root_url,
-        session_sharing_server_url=settings.session_sharing_server_url,
-        idle_on_complete=settings.idle_on_complete,
-        meters=engine.meters,
-    )
-
-
-def _limits(settings: Settings, instance: Path, endpoint: str) -> Limits:
-    options = settings.options
-    workspace = options.target_dir or options.workspace_root if isinstance(options, DirectOptions) else ""
-    return Limits(
-        max_concurrent_tasks=settings.max_concurrent_tasks,
-        most_tasks=1 if settings.one_shot else settings.exit_after.tasks,
-        one_shot=settings.one_shot,
-        stop_grace=settings.stop_grace,
-        task_timeout=settings.task_timeout,
-        cleanup=settings.cleanup,
-        keep_failed=settings.keep_failed,
-        min_free_disk=settings.min_free_disk,
-        min_free_inodes=settings.min_free_inodes,
-        disk_paths=tuple(Path(path) for path in (str(instance), workspace) if path),
-        backend=settings.backend,
-        endpoint=endpoint,
-    )
-
-
-def _stop_options(settings: Settings, state_dir: Path) -> StopOptions:
-    flush = settings.flush_timeout
-    if settings.link.acknowledgement == "write":
-        flush = max(flush, BLIND_FLUSH)
-    short_lived = settings.one_shot or (slots.in_container() and os.stat(state_dir).st_dev == os.stat("/").st_dev)
-    return StopOptions(
-        on_shutdown=settings.on_shutdown,
-        stop_grace=settings.stop_grace,
-        drain_timeout=settings.drain_timeout,
-        flush_timeout=max(flush, LONG_FLUSH) if short_lived else flush,
-        exit_tasks=settings.exit_after.tasks,
-        exit_idle=settings.exit_after.idle,
-        exit_uptime=settings.exit_after.uptime,
-        one_shot=settings.one_shot,
-    )

@@ -9,6 +9,7 @@ import subprocess
 import time
 from typing import Mapping, NamedTuple, Sequence
 
+from oz_worker import vitals
 from oz_worker.limits import restore_open_files
 from oz_worker.nameless import nameless
 from oz_worker.process import HELPER, Child, Request, SpawnError, open_pidfd, spawn
@@ -125,7 +126,7 @@ class _Talk:
         poll = select.poll()
         for descriptor in [*self._readers, *(d for d in extra if d >= 0)]:
             poll.register(descriptor, select.POLLIN)
-        ready = {descriptor for descriptor, _ in poll.poll(max(0.0, pause) * 1000)}
+        ready = {descriptor for descriptor, _ in poll.poll(max(0.0, vitals.wait(pause)) * 1000)}
         for descriptor in ready & set(self._readers):
             self._read(descriptor)
         return ready

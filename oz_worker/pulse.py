@@ -7,6 +7,7 @@ import select
 import time
 from typing import Callable
 
+from oz_worker import vitals
 from oz_worker.threads import Waker
 
 
@@ -39,14 +40,13 @@ class Pulse:
         poller.register(self._waker.fileno(), select.POLLIN)
         if fd is not None:
             poller.register(fd, events)
-        ready = {number for number, _ in poller.poll(_milliseconds(min(until, self._next)))}
+        longest = time.monotonic() + vitals.wait()
+        ready = {number for number, _ in poller.poll(_milliseconds(min(until, self._next, longest)))}
         if self._waker.fileno() in ready or time.monotonic() >= self._next:
             self.beat()
         return fd in ready
 
 
-def _milliseconds(until: float) -> int | None:
+def _milliseconds(until: float) -> int:
     """What `poll` wants; rounded up, or the last fraction of a millisecond would be a busy loop."""
-    if until == math.inf:
-        return None
-    return max(0, min(math.ceil((until - time.monotonic()) * 1000), 3_600_000))
+    return max(0, math.ceil((until - time.monotonic()) * 1000))

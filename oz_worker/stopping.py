@@ -25,6 +25,7 @@ from typing import Protocol
 from oz_worker.errors import ExitCode
 from oz_worker.link.traffic import Directive, Phase
 from oz_worker.model import Refusal
+from oz_worker.settings import Settings
 from oz_worker.timing import format_duration
 
 logger = logging.getLogger(__name__)
@@ -70,6 +71,23 @@ class StopOptions:
     exit_idle: float = 0.0
     exit_uptime: float = 0.0
     one_shot: bool = False
+
+    @classmethod
+    def of(cls, settings: Settings, *, short_lived: bool) -> StopOptions:
+        """Those of *settings*; reports get more time where the next start will not find what is left."""
+        flush = settings.flush_timeout
+        if settings.link.acknowledgement == "write":
+            flush = max(flush, BLIND_FLUSH)
+        return cls(
+            on_shutdown=settings.on_shutdown,
+            stop_grace=settings.stop_grace,
+            drain_timeout=settings.drain_timeout,
+            flush_timeout=max(flush, LONG_FLUSH) if short_lived else flush,
+            exit_tasks=settings.exit_after.tasks,
+            exit_idle=settings.exit_after.idle,
+            exit_uptime=settings.exit_after.uptime,
+            one_shot=settings.one_shot,
+        )
 
 
 class Step(enum.Enum):

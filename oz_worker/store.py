@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any, Callable, TypeVar
 
-from oz_worker import rows, threads
+from oz_worker import rows, threads, vitals
 from oz_worker.errors import NotUsable, StoreError, StoreFull
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class Store:
         """Run *work(db)* in a transaction and return its result once it is durable. Raises StoreError."""
         answer: queue.SimpleQueue[tuple[T, StoreError | None]] = queue.SimpleQueue()
         self.post(work, lambda result, error: answer.put((result, error)))
-        result, error = answer.get()
+        result, error = vitals.take(answer)  # who waits is not stuck: that is judged of the store's thread alone
         if error is not None:
             raise error
         return result
@@ -99,10 +99,11 @@ class Store:
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
+    @vitals.essential("store")
     def _serve(self, db: sqlite3.Connection) -> None:
         stopping = False
         while not stopping:
-            batch = [self._queue.get()]
+            batch = [vitals.take(self._queue)]
             while len(batch) < GROUP:
                 try:
                     batch.append(self._queue.get_nowait())

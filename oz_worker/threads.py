@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import queue
 import socket
 import threading
 from typing import Callable
@@ -56,6 +57,26 @@ class Waker:
         """Close both ends."""
         self._read.close()
         self._write.close()
+
+
+class Deaths:
+    """The names of threads that died: the `OnDeath` of every part, from any thread; taken by the main thread."""
+
+    def __init__(self, waker: Waker) -> None:
+        self._waker = waker
+        self._names: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def __call__(self, name: str, _error: BaseException) -> None:
+        """The thread *name* died."""
+        self._names.put(name)
+        self._waker.wake()
+
+    def taken(self) -> str | None:
+        """The next name, None when there is none."""
+        try:
+            return self._names.get_nowait()
+        except queue.Empty:
+            return None
 
 
 def start(name: str, body: Callable[[], None], on_death: OnDeath) -> threading.Thread:

@@ -15,7 +15,7 @@ import threading
 import time
 from typing import Callable, NamedTuple
 
-from oz_worker import threads
+from oz_worker import threads, vitals
 from oz_worker.process import LINUX, Child, Identity, awaited, open_pidfd, read_stat, reap_stranger
 from oz_worker.unreadable import Unreadable
 
@@ -141,9 +141,10 @@ class Watcher:
                 time.sleep(0.05)
         ended()
 
+    @vitals.essential("watcher")
     def _watch(self) -> None:
         while True:
-            pause = self._pause()
+            pause = vitals.wait(self._pause())
             if self._epoll:
                 ready = [descriptor for descriptor, _ in self._epoll.poll(pause)]
             else:

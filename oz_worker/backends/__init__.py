@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Mapping
 
 from oz_worker.errors import NotUsable
+from oz_worker.meters import Meters
 from oz_worker.settings import CommandOptions, DirectOptions, DockerOptions, KubernetesOptions, Settings
 from oz_worker.slots import in_container
 
@@ -27,20 +28,22 @@ def make_backend(
     instance_dir: Path,
     host_environ: Mapping[str, str] | None = None,
     on_death: OnDeath = _ignore,
+    meters: Meters | None = None,
 ) -> Backend:
     """The backend that *settings* choose, not opened yet. Raises NotUsable for one that this version cannot run.
 
-    *instance_dir* is the directory of the instance whose units it serves; *on_death* hears of a thread that died.
+    *instance_dir* is the directory of the instance whose units it serves; *on_death* hears of a thread that died;
+    *meters* count what the backend does itself.
     """
     factory = FACTORIES.get(settings.backend)
     if factory is None:
         raise NotUsable(f"the {settings.backend} backend is not in this version; choose one of: {', '.join(FACTORIES)}")
     host = dict(os.environ if host_environ is None else host_environ)
-    return factory(settings, instance, instance_dir, host, on_death)
+    return factory(settings, instance, instance_dir, host, on_death, meters or Meters())
 
 
 def _direct(
-    settings: Settings, instance: str, instance_dir: Path, host: Mapping[str, str], on_death: OnDeath
+    settings: Settings, instance: str, instance_dir: Path, host: Mapping[str, str], on_death: OnDeath, _meters: Meters
 ) -> Backend:
     from oz_worker.backends.direct import Direct
 
@@ -60,7 +63,7 @@ def _direct(
 
 
 def _command(
-    settings: Settings, instance: str, instance_dir: Path, host: Mapping[str, str], on_death: OnDeath
+    settings: Settings, instance: str, instance_dir: Path, host: Mapping[str, str], on_death: OnDeath, _meters: Meters
 ) -> Backend:
     from oz_worker.backends.command import Command
 
@@ -79,7 +82,7 @@ def _command(
 
 
 def _docker(
-    settings: Settings, instance: str, instance_dir: Path, host: Mapping[str, str], on_death: OnDeath
+    settings: Settings, instance: str, instance_dir: Path, host: Mapping[str, str], on_death: OnDeath, meters: Meters
 ) -> Backend:
     from oz_worker.backends.docker import Docker
 
@@ -92,11 +95,12 @@ def _docker(
         host_environ=host,
         task_log_max=settings.task_log_max,
         on_death=on_death,
+        meters=meters,
     )
 
 
 def _kubernetes(
-    settings: Settings, instance: str, instance_dir: Path, host: Mapping[str, str], on_death: OnDeath
+    settings: Settings, instance: str, instance_dir: Path, host: Mapping[str, str], on_death: OnDeath, _meters: Meters
 ) -> Backend:
     from oz_worker.backends.kubernetes import Kubernetes
 
@@ -136,7 +140,7 @@ def endpoint(settings: Settings, environ: Mapping[str, str]) -> str:
     return ""
 
 
-FACTORIES: Mapping[str, Callable[[Settings, str, Path, Mapping[str, str], OnDeath], Backend]] = {
+FACTORIES: Mapping[str, Callable[[Settings, str, Path, Mapping[str, str], OnDeath, Meters], Backend]] = {
     "direct": _direct,
     "command": _command,
     "docker": _docker,

@@ -15,6 +15,7 @@ from oz_worker.backends.sidecars import Sidecars
 from oz_worker.containers import Engine
 from oz_worker.engine_words import EngineDown, EngineError
 from oz_worker.errors import TaskFault
+from oz_worker.meters import Meters
 from oz_worker.model import ExitFacts, Reason, Sidecar
 from oz_worker.settings import DockerOptions
 from oz_worker.threads import OnDeath
@@ -40,6 +41,7 @@ class Supplies:
         labels: Mapping[str, str],
         directory: Path,
         on_death: OnDeath,
+        meters: Meters,
     ) -> None:
         self._options = options
         self._patience = patience
@@ -51,6 +53,7 @@ class Supplies:
             platform=options.platform,
             engine_platform=platform,
             on_death=on_death,
+            meters=meters,
         )
         self.sidecars = Sidecars(
             engine,

@@ -15,7 +15,7 @@ import threading
 import time
 from typing import Callable, Iterable, NamedTuple, Optional
 
-from oz_worker import threads
+from oz_worker import threads, vitals
 from oz_worker.backends.lines import Lines
 from oz_worker.containers import LOOK_TIMEOUT, Engine
 from oz_worker.engine_words import Container, EngineDown, EngineError, Event
@@ -109,6 +109,7 @@ class Watch:
         with self._lock:
             self._due = time.monotonic() + seconds
 
+    @vitals.essential("containers")
     def _run(self) -> None:
         pauses = backoff(FIRST_PAUSE, LONGEST_PAUSE, random.Random())
         try:
@@ -127,7 +128,7 @@ class Watch:
     def _wait(self, seconds: float) -> None:
         poll = select.poll()
         poll.register(self._waker.fileno(), select.POLLIN)
-        poll.poll(seconds * 1000)
+        poll.poll(vitals.wait(seconds) * 1000)
         self._waker.drain()
 
     def _listen(self) -> None:
@@ -164,7 +165,8 @@ class Watch:
             if time.monotonic() >= self._due:
                 self._list_in(LOOK_SECONDS if self._followed else IDLE_LOOK_SECONDS)
                 self._list()
-            ready = {descriptor for descriptor, _ in poll.poll(max(0.0, self._due - time.monotonic()) * 1000 + 1)}
+            pause = vitals.wait(max(0.0, self._due - time.monotonic()))
+            ready = {descriptor for descriptor, _ in poll.poll(pause * 1000 + 1)}
             if self._waker.fileno() in ready:
                 self._waker.drain()
             if child.stdout in ready:

@@ -32,6 +32,7 @@ from oz_worker.containers import Engine
 from oz_worker.engine_words import LABEL, Container, EngineDown, EngineError, NoSuch
 from oz_worker.engines import environment_for, find_program, opened
 from oz_worker.errors import Stopped, TaskFault
+from oz_worker.meters import Meters
 from oz_worker.model import ExitFacts, Key
 from oz_worker.settings import DockerOptions
 from oz_worker.tree import end_earlier_helpers, end_helpers
@@ -68,6 +69,7 @@ class Docker:
         host_environ: Mapping[str, str],
         task_log_max: int = 0,
         on_death: Callable[[str, BaseException], None] = lambda name, error: None,
+        meters: Meters | None = None,
     ) -> None:
         self.capabilities = Capabilities(survives_worker=True)
         self._options = options
@@ -77,6 +79,7 @@ class Docker:
         self._host = host_environ
         self._log_max = task_log_max
         self._on_death = on_death
+        self._meters = meters or Meters()
         self._lock = threading.Lock()
         self._units: dict[str, _Known] = {}
         self._removed = Removed()
@@ -113,6 +116,7 @@ class Docker:
             labels=self._labels,
             directory=self._directory,
             on_death=self._on_death,
+            meters=self._meters,
         )
         self._traces = Traces(self._directory, self._worker_id)
         self._traces.open()

@@ -15,6 +15,7 @@ from oz_worker.backends.shared import Shared
 from oz_worker.containers import Engine
 from oz_worker.engine_words import EngineDown, EngineError, Image
 from oz_worker.errors import OzWorkerError
+from oz_worker.meters import Meters
 from oz_worker.pulls import AWAY, Pull, PullFailed, Why, shown
 from oz_worker.redact import without_credentials
 from oz_worker.timing import format_duration
@@ -69,6 +70,7 @@ class Images:
         platform: str,
         engine_platform: str,
         on_death: threads.OnDeath,
+        meters: Meters | None = None,
     ) -> None:
         self._engine = engine
         self._policy = policy
@@ -76,6 +78,7 @@ class Images:
         self._progress_timeout = progress_timeout
         self._platform = platform
         self._engine_platform = engine_platform
+        self._meters = meters or Meters()
         self._shared: Shared[str, ImageFacts] = Shared("image", self._obtain, on_death)
         self._lock = threading.Lock()
         self._known: dict[str, ImageFacts] = {}
@@ -153,6 +156,7 @@ class Images:
             with self._told(reference) as moved:
                 self._pull_again_if_broken(wanted, interrupt, moved)
         except PullFailed as error:
+            self._meters.observe("oz_worker_image_pull_seconds", time.monotonic() - began, result="failed")
             # Looked for also because an engine that hangs or ends looks like a registry that does.
             found = self._engine.image(reference, interrupt=interrupt) if error.why in AWAY else None
             if found is None:
@@ -160,11 +164,13 @@ class Images:
             self._warn(reference, error)
             return found
         found = self._engine.image(reference, interrupt=interrupt)
+        taken, result = time.monotonic() - began, "failed" if found is None else "succeeded"
+        self._meters.observe("oz_worker_image_pull_seconds", taken, result=result)
         if found is None:  # some errors inside the stream end with exit code 0
             raise pulls.failure(self._engine, wanted, Why.OTHER, "it was pulled without an error, but is not there")
         with self._lock:
             self._warned.discard(reference)
-        logger.info("image %s pulled in %s", shown(reference), format_duration(time.monotonic() - began))
+        logger.info("image %s pulled in %s", shown(reference), format_duration(taken))
         return found
 
     @contextlib.contextmanager

@@ -10,7 +10,7 @@ import functools
 import logging
 import threading
 import time
-from typing import Any, Callable, Collection
+from typing import Any, Callable, Collection, Mapping
 
 from oz_worker.backends import job_facts
 from oz_worker.backends.base import Unit
@@ -39,8 +39,9 @@ class Card:
         self.unit = unit
         self.exists_since = _FAR  # from then on its absence from a list means that it is gone
         self.uid = ""
+        self.deleted: set[str] = set()  # uids of Jobs of this unit that were told to be gone while it had none yet
         self.job: Object | None = None
-        self.pods: dict[str, Object] = {}  # by uid, those that are gone too
+        self.pods: Mapping[str, Object] = {}  # by uid, those that are gone too; never changed in place: others read it
         self.waits: job_facts.Waits = job_facts.NO_WAITS
         self.look_at = _FAR
         self.wants_events = False
@@ -100,6 +101,8 @@ class Board:
                 card.uid = str(job["metadata"]["uid"])
                 card.exists_since = min(card.exists_since, time.monotonic())
                 card.look_at = 0.0
+                if card.uid in card.deleted:
+                    card.gone_at = min(card.gone_at, time.monotonic())
 
     def mute(self, name: str) -> None:
         """Speak no verdict on the unit: its end is about to be made, and told, by who calls this."""
@@ -171,10 +174,14 @@ class Board:
                 self._judge(card)
         elif change != "DELETED":
             self._job(thing)
-        elif (card := self._of(thing)) is not None and card.uid == thing["metadata"]["uid"]:
-            with self._lock:
-                card.job = job_facts.pruned(thing)
+        elif (card := self._of(thing)) is not None and self._is_deleted(card, thing):
             self._vanished(card)
+
+    def outage(self) -> None:
+        """The cluster does not answer: what a pod waits for has no time to come meanwhile, so its time begins anew."""
+        with self._lock:
+            for card in self._cards.values():
+                card.waits = job_facts.NO_WAITS
 
     def busy(self) -> bool:
         """Whether anything is followed whose end is not known."""
@@ -200,6 +207,16 @@ class Board:
 
     # -- small steps
 
+    def _is_deleted(self, card: Card, thing: dict[str, Any]) -> bool:
+        """Note the last state of a Job; whether it is the card's."""
+        uid = str(thing["metadata"]["uid"])
+        with self._lock:
+            if not card.uid:  # the answer to its creation is still on its way, or it is an earlier one
+                card.deleted.add(uid)
+            if card.uid in ("", uid):
+                card.job = job_facts.pruned(thing)
+            return card.uid == uid
+
     def _of(self, thing: Object) -> Card | None:
         with self._lock:
             return self._cards.get(unit_of(thing))
@@ -219,9 +236,9 @@ class Board:
     def _pod(self, thing: dict[str, Any], *, gone: bool = False) -> Card | None:
         card = self._of(thing)
         if card is not None:
-            pod = job_facts.pruned(thing)
+            pod = job_facts.censored(job_facts.pruned(thing), card.unit.secrets)
             with self._lock:
-                card.pods[str(thing["metadata"]["uid"])] = job_facts.gone(pod) if gone else pod
+                card.pods = {**card.pods, str(thing["metadata"]["uid"]): job_facts.gone(pod) if gone else pod}
         return card
 
     def _judge(self, card: Card) -> None:
@@ -301,7 +318,7 @@ class Board:
         self._events_at = time.monotonic() + EVENTS_SECONDS
 
     def _all_events_of(self, uids: Collection[str]) -> dict[str, list[Object]]:
-        return {uid: [*self._cluster.find("events", fields=f"involvedObject.uid={uid}").items] for uid in uids}
+        return {uid: self._find_events(f"involvedObject.uid={uid}") for uid in uids}
 
     def _complaints_of(self, uids: Collection[str]) -> dict[str, list[Object]]:
         """Warnings only: where many tasks run, everything else is thousands of lines.
@@ -310,11 +327,16 @@ class Board:
         (Kubernetes 1.29), or that nobody complains any more.
         """
         found: dict[str, list[Object]] = {uid: [] for uid in uids}
-        for event in self._cluster.find("events", fields="type=Warning", pages=_EVENT_PAGES).items:
-            if (uid := str((event.get("involvedObject") or {}).get("uid"))) in found:
+        for event in self._find_events("type=Warning", pages=_EVENT_PAGES):
+            if (uid := job_facts.about(event)) in found:
                 found[uid].append(event)
         unmounted = [uid for uid, events in found.items() if any(map(job_facts.is_of_mount, events))]
         return {**found, **self._all_events_of(unmounted[:_FEW])}
+
+    def _find_events(self, fields: str, pages: int = 0) -> list[Object]:
+        """Not for long: nobody else's end is heard of meanwhile."""
+        timeout = min(self._cluster.timeout, EVENTS_SECONDS)
+        return list(self._cluster.find("events", fields=fields, pages=pages, timeout=timeout).items)
 
 
 def _lacks_pods(card: Card) -> bool:

@@ -13,7 +13,9 @@ from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
 
 from oz_worker.backends import container_facts, job_waits, job_words
 from oz_worker.backends.job_seen import End, Event, Job, Pod, read_events, read_job, read_pods
+from oz_worker.backends.job_seen import about as about
 from oz_worker.backends.job_seen import agent_started as agent_started
+from oz_worker.backends.job_seen import censored as censored
 from oz_worker.backends.job_seen import gone as gone
 from oz_worker.backends.job_seen import has_failed as has_failed
 from oz_worker.backends.job_seen import is_alive as is_alive
@@ -29,6 +31,9 @@ POD_SECONDS = 5.0
 """How long a Job may have failed before its pod shows how: they are told of by two streams."""
 LEAVING_SECONDS = 60.0
 """How long a pod that was to go may take beyond its grace before its node counts as lost."""
+ANNOUNCED_SECONDS = 180.0
+"""How long a pod may be marked for an end that nobody orders: a preemption that was given up leaves the mark on a pod
+that runs on, and the cluster itself takes it off after 2 minutes."""
 _STALE_SECONDS = 150.0
 """A kubelet repeats what it complains of at least every 122 s."""
 _QUIET_SECONDS = 10.0
@@ -137,7 +142,9 @@ def _pending(job: Job, pods: Sequence[Pod], events: Sequence[Event], limits: Lim
         yield _Due(f"{pod.uid}:over", JOB_SECONDS, lambda waited: _of_pod(job, pod, limits))
     elif pod.gone:
         yield _Due(f"{pod.uid}:gone", JOB_SECONDS, lambda waited: _taken_away(pod))
-    elif pod.leaving or pod.phase == "Unknown" or job_words.disrupted(pod):
+    elif not pod.leaving and pod.phase != "Unknown" and job_words.disrupted(pod):
+        yield _Due(f"{pod.uid}:announced", ANNOUNCED_SECONDS, lambda waited: job_words.lost(pod))
+    elif pod.leaving or pod.phase == "Unknown":
         yield _Due(f"{pod.uid}:leaving", pod.grace + LEAVING_SECONDS, lambda waited: job_words.lost(pod))
     elif not pod.agent_began:
         yield from map(_due, job_waits.of_pod(pod, events, limits))

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, Iterable, Iterator, Mapping, NamedTuple, Sequence
 
 from oz_worker.backends.job_template import TASK
+from oz_worker.redact import Redactor
 
 _GONE = "gone"
 """Ours, beside `metadata` of a pod of which only the last state is left."""
@@ -24,6 +25,8 @@ _KEPT = {
     ),
 }
 """What is kept of an object beside its status."""
+_LONGEST_MESSAGE = 2000
+"""Of output that becomes the message of a container's end the kubelet keeps 2048 bytes, cut anywhere."""
 _NEVER_RAN = ("StartError", "ContainerCannotRun")
 """Reasons of a container that ended because its program could not be started at all."""
 
@@ -170,6 +173,36 @@ def pruned(found: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, "status": _mapping(found.get("status")), **({_GONE: True} if found.get(_GONE) is True else {})}
 
 
+def censored(pod: dict[str, Any], secrets: Sequence[str] | None) -> dict[str, Any]:
+    """A pruned pod without *secrets* in what its containers left as the message of their end: their own words, even
+    their output (FallbackToLogsOnError). Without any such words where the secrets are not known (None).
+
+    Done here and not in the report, because what is cut there could begin or end within a secret.
+    """
+    status = {**pod["status"]}
+    for kind in ("initContainerStatuses", "containerStatuses"):
+        if any(
+            _mapping(_mapping(each.get("state")).get("terminated")).get("message")
+            for each in _mappings(status.get(kind))
+        ):
+            status[kind] = [_without(each, secrets) for each in _mappings(status[kind])]
+    return {**pod, "status": status}
+
+
+def _without(container: Mapping[str, Any], secrets: Sequence[str] | None) -> dict[str, Any]:
+    state = _mapping(container.get("state"))
+    end = _mapping(state.get("terminated"))
+    if not end or (secrets is None and end.get("reason") in _NEVER_RAN):  # those are the runtime's own words
+        return {**container}
+    message = ""
+    if secrets is not None:
+        redact = Redactor(secrets)
+        message = redact(_text(end.get("message")))
+        if len(message) > _LONGEST_MESSAGE:
+            message = message[redact.longest :]
+    return {**container, "state": {**state, "terminated": {**end, "message": message}}}
+
+
 def gone(pod: Mapping[str, Any]) -> dict[str, Any]:
     """The last state of a pod that does not exist any more."""
     return {**pod, _GONE: True}
@@ -216,6 +249,11 @@ def read_events(found: Iterable[Mapping[str, Any]], uids: Iterable[str]) -> list
     """What was said of the objects with these *uids*, the oldest first."""
     wanted = set(filter(None, uids))
     return sorted((event for event in map(_event, found) if event.uid in wanted), key=lambda event: event.time)
+
+
+def about(event: Mapping[str, Any]) -> str:
+    """The uid of what an event is about."""
+    return _event(event).uid
 
 
 def _owners(found: Mapping[str, Any]) -> set[str]:

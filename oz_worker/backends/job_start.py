@@ -8,7 +8,7 @@ replaced, or somebody else's.
 from __future__ import annotations
 
 import logging
-from typing import Any, Mapping
+from typing import Any, Mapping, NamedTuple
 
 from oz_worker.backends.base import Unit
 from oz_worker.backends.job_object import job_name, key_of, unit_of
@@ -44,6 +44,13 @@ class Taken(OzWorkerError):
         self.job = job
 
 
+class Made(NamedTuple):
+    """A unit's Job; `taken_up` where it existed before it was asked for here."""
+
+    job: dict[str, Any]
+    taken_up: bool
+
+
 class _Wait(ClusterDown):
     """What is in the way is going: ask again."""
 
@@ -57,7 +64,7 @@ class Starter:
         self._whose = whose
         self._turns = Turns(_AT_ONCE, ClusterDown)
 
-    def create(self, unit: Unit, job: Mapping[str, Any]) -> dict[str, Any]:
+    def create(self, unit: Unit, job: Mapping[str, Any]) -> Made:
         """The unit's Job as the cluster has it, made now or found. Blocks in the program and in the unit's condition.
 
         The unit's stop order ends the program at once. Raises Stopped then (what may have been made is the caller's
@@ -66,16 +73,20 @@ class Starter:
         asked = _Asked()
         replacing = Deadline(_GONE_SECONDS)
 
-        def attempt() -> dict[str, Any]:
+        def attempt() -> Made:
             try:
-                return self._create(unit, "jobs", job, asked)
+                return Made(self._create(unit, "jobs", job, asked), taken_up=False)
             except AlreadyExists as error:
-                return self._resolve(unit, error, replacing, asked)
+                ours = asked.unanswered
+                return Made(self._resolve(unit, error, replacing, asked), taken_up=not ours)
 
         return self._patience.persist(attempt, unit)
 
-    def create_secret(self, unit: Unit, secret: Mapping[str, Any]) -> None:
-        """Make the Secret that its Job waits for. Raises as `create` does."""
+    def create_secret(self, unit: Unit, secret: Mapping[str, Any], *, taken_up: bool) -> None:
+        """Make the Secret that its Job waits for. Raises as `create` does.
+
+        A Job that was taken up may have its own already, and run.
+        """
         asked = _Asked()
         going = Deadline(_GONE_SECONDS)
 
@@ -83,8 +94,8 @@ class Starter:
             try:
                 self._create(unit, "secrets", secret, asked)
             except AlreadyExists as error:
-                if asked.unanswered:
-                    return  # our own: its answer was lost
+                if asked.unanswered or taken_up:
+                    return  # our own: its answer was lost, or a worker before us made it
                 if going.passed():
                     raise Refused(error, "Secret") from error
                 # Of an earlier Job of this name: it goes with that, which takes a moment.

@@ -16,7 +16,8 @@ import threading
 import time
 from typing import Any, Callable, Iterator, NamedTuple
 
-from oz_worker import errand, threads
+from oz_worker import errand, threads, vitals
+from oz_worker.backends.job_seen import pruned
 from oz_worker.backends.lines import Lines
 from oz_worker.cluster import Cluster, ClusterError, Forbidden, event_of, refusal
 from oz_worker.process import HELPER, Child, Request, SpawnError, spawn
@@ -31,6 +32,8 @@ SILENT_SECONDS = 150.0
 """Without a line for so long, bookmarks included, a watch is dead: the server sends one about every minute."""
 POLL_SECONDS, IDLE_POLL_SECONDS = 5.0, 60.0
 """How often to list where watching is not allowed: while anything is followed, and while nothing is."""
+TRY_AGAIN_SECONDS = 600.0
+"""How often to see whether watching is allowed by now."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0
 SETTLED_SECONDS = 5.0
 """A watch that lived so long was none of a series of failures."""
@@ -66,10 +69,11 @@ class _Stream:
         self.version = ""  # go on from here; "" means: list
         self.child: Child | None = None
         self.lines: Lines | None = None
-        self.polling = False  # watching is not allowed
+        self.polling_until = 0.0  # monotonic: watching is not allowed, which may be mended until then
         self.trouble = ""
         self.next_at = 0.0  # monotonic: not before then; while a child runs, when its silence means that it is dead
         self.began = 0.0
+        self.heard = 0.0  # monotonic: the last line, or list; streams that end cleanly and say nothing do not count
         self.pauses = _pauses()
 
     def end(self) -> None:
@@ -141,6 +145,7 @@ class JobWatch:
 
     # -- the thread
 
+    @vitals.essential("jobs")
     def _run(self) -> None:
         try:
             while not self._stopping.is_set():
@@ -172,10 +177,11 @@ class JobWatch:
             logger.info("the watch of %s has said nothing for %g s; listing anew", stream.kind, self._patience)
             stream.end()
             stream.version = ""
+        began = time.monotonic()
         try:
             if not stream.version:
                 self._list(stream)
-            if stream.polling:
+            if time.monotonic() < stream.polling_until:
                 stream.version = ""
                 pause = POLL_SECONDS if self._ears.busy() else IDLE_POLL_SECONDS
                 stream.next_at = time.monotonic() + pause
@@ -186,6 +192,7 @@ class JobWatch:
         except (ClusterError, SpawnError) as error:
             if not self._stopping.is_set():
                 self._failed(stream, error)
+                self._silent_since = self._silent_since or began
 
     def _is_back(self, stream: _Stream) -> None:
         """It answers again: then the other one is asked at once, too."""
@@ -201,8 +208,8 @@ class JobWatch:
 
     def _list(self, stream: _Stream) -> None:
         began = time.monotonic()
-        found = self._cluster.find(stream.kind, self._selector, interrupt=self._leave.fileno())
-        stream.version = found.version
+        found = self._cluster.find(stream.kind, self._selector, interrupt=self._leave.fileno(), keep=pruned)
+        stream.version, stream.heard = found.version, time.monotonic()
         self._ears.listed(stream.kind, found.items, began)
 
     def _open(self, stream: _Stream) -> None:
@@ -212,7 +219,7 @@ class JobWatch:
         os.set_blocking(stream.child.stderr, False)
         stream.lines = Lines(stream.child.stdout, _LONGEST_LINE)
         stream.began = time.monotonic()
-        stream.next_at = stream.began + self._patience
+        stream.next_at = stream.heard + self._patience
 
     def _say_how_it_is(self) -> None:
         """One of the two that fails is enough to make what we know of a Job half of it."""
@@ -221,7 +228,7 @@ class JobWatch:
             self._silent_since = None
             self._ears.answers()
             return
-        self._silent_since = self._silent_since or time.monotonic()
+        assert self._silent_since is not None
         self._ears.silent(time.monotonic() - self._silent_since, troubles[0])
 
     def _wait(self, due: float) -> None:
@@ -237,7 +244,7 @@ class JobWatch:
         for stream in open_ones:
             assert stream.child is not None
             poll.register(stream.child.stdout, select.POLLIN)
-        ready = {descriptor for descriptor, _ in poll.poll(min(max(0.0, due - now), 3600.0) * 1000 + 1)}
+        ready = {descriptor for descriptor, _ in poll.poll(vitals.wait(max(0.0, due - now)) * 1000 + 1)}
         if self._waker.fileno() in ready:
             self._waker.drain()
         for stream in open_ones:
@@ -251,7 +258,8 @@ class JobWatch:
             self._over(stream)
             return
         for line in fresh:
-            stream.next_at = time.monotonic() + self._patience
+            stream.heard = time.monotonic()
+            stream.next_at = stream.heard + self._patience
             try:
                 self._event(stream, line)
             except ClusterError as error:
@@ -273,7 +281,8 @@ class JobWatch:
         """The child has ended. A clean end is the server's limit: go on from where it came to."""
         code, words = stream.ended()
         if code == 0:
-            self._again(stream, stream.version)
+            silent = time.monotonic() - stream.heard > self._patience
+            self._again(stream, "" if silent else stream.version)
             return
         error = refusal(f"kubectl get {stream.kind}", code, words)
         if isinstance(error, Forbidden):
@@ -298,7 +307,7 @@ class JobWatch:
                 POLL_SECONDS,
             )
         self._warned = True
-        stream.polling = True
+        stream.polling_until = time.monotonic() + TRY_AGAIN_SECONDS
         stream.version, stream.next_at = "", time.monotonic() + POLL_SECONDS
 
 

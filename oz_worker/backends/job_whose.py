@@ -50,13 +50,16 @@ class Whose:
 
 def label(thing: Object, name: str) -> str:
     """A label, "" where there is none."""
-    return str(((thing.get("metadata") or {}).get("labels") or {}).get(name, ""))
+    labels = thing["metadata"].get("labels")
+    return str(labels.get(name, "")) if isinstance(labels, Mapping) else ""
 
 
 def condition(job: Object, kind: str) -> Object | None:
     """The condition of that type if it is true."""
-    found = (job.get("status") or {}).get("conditions") or []
-    return next((one for one in found if one.get("type") == kind and one.get("status") == "True"), None)
+    status = job.get("status")
+    found = status.get("conditions") if isinstance(status, Mapping) else None
+    listed = [one for one in found if isinstance(one, Mapping)] if isinstance(found, list) else []
+    return next((one for one in listed if one.get("type") == kind and one.get("status") == "True"), None)
 
 
 def is_over(job: Object) -> bool:
@@ -77,7 +80,9 @@ def is_going(thing: Object) -> bool:
 
 def is_kept(job: Object) -> bool:
     """Whether the cluster itself removes it in its time: a failed one, to be looked at until then."""
-    return condition(job, "Failed") is not None and (job.get("spec") or {}).get("ttlSecondsAfterFinished") is not None
+    spec = job.get("spec")
+    lives = spec.get("ttlSecondsAfterFinished") if isinstance(spec, Mapping) else None
+    return condition(job, "Failed") is not None and lives is not None
 
 
 def age(job: Object, now: float) -> float:

@@ -50,6 +50,8 @@ RECENT_SECONDS = 600.0
 """A failed Job without any trace on our disk is reported once more if it ended since then (design 12, rule 27)."""
 _SECRET_MADE = "secret-made"
 _CLOSE_SECONDS = 3.0
+_OUTAGE_SECONDS = 10.0
+"""A silence that long is more than a hiccup: nobody in the cluster could do anything meanwhile."""
 _LAST_WORDS_BYTES = 64 << 10
 _LEAST_GRACE = 30
 """Kubernetes' own default of a pod's grace."""
@@ -161,11 +163,11 @@ class Kubernetes:
         try:
             self._traces.starting(unit)
             made = self._starter.create(unit, thing)
-            self._board.follow(unit, made)
-            hidden = secret(self._options, unit, unit.spec, **ids, job_uid=str(made["metadata"]["uid"]))
+            self._board.follow(unit, made.job)
+            hidden = secret(self._options, unit, unit.spec, **ids, job_uid=str(made.job["metadata"]["uid"]))
             if hidden is not None:
-                self._starter.create_secret(unit, hidden)
-                self._traces.mark(unit, _SECRET_MADE)
+                self._starter.create_secret(unit, hidden, taken_up=made.taken_up)
+                self._note_secret(unit)
         except Stopped:
             facts = self.stop(unit)
             if facts.remains:
@@ -176,10 +178,30 @@ class Kubernetes:
             raise TaskFault(job_facts.no_room(error)) from error
         except Taken as taken:
             raise TaskFault(job_facts.taken(taken.job, self._whose.owner(taken.job))) from taken
-        except (Refused, ClusterDown) as error:
+        except Refused as error:
             self._give_up(unit)
             raise TaskFault(job_facts.not_created(str(error))) from error
+        except ClusterDown as error:
+            raise TaskFault(self._unanswered(unit, str(error))) from error
         self._watch.wake()
+
+    def _note_secret(self, unit: Unit) -> None:
+        """For who comes after a kill: without the note he looks whether the agent runs, which it may do by now."""
+        try:
+            self._traces.mark(unit, _SECRET_MADE)
+        except OSError as error:
+            logger.warning("unit %s: that its Secret was made could not be noted: %s", unit.name, error)
+
+    def _unanswered(self, unit: Unit, sentence: str) -> ExitFacts:
+        """Nobody said whether the Job was made. Unless it is proven that it was not, its agent may have run, or run."""
+        try:
+            existing = self._cluster.get("jobs", job_name(unit.key))
+            made = existing is not None and self._whose.is_of(existing, unit)
+        except ClusterError:
+            made = True
+        self._removed.note(unit.name, unit)
+        remains = self._stopper.delete(unit, Deadline(PROOF_SECONDS)) if made else ""
+        return dataclasses.replace(job_facts.not_created(sentence), agent_started=made, remains=remains)
 
     def _give_up(self, unit: Unit) -> None:
         """A Job that may have been made all the same must not run: it is removed now, or when it appears."""
@@ -315,6 +337,8 @@ class Kubernetes:
 
     def _silent(self, seconds: float, why: str) -> None:
         self._silence.goes_on(why)
+        if seconds > _OUTAGE_SECONDS:
+            self._board.outage()
 
     # -- small things --------------------------------------------------------------------------------------------
 
@@ -322,7 +346,7 @@ class Kubernetes:
         return selector(worker_id=self._worker_id, instance=self._instance)
 
     def _jobs(self) -> list[dict[str, Any]]:
-        return self._cluster.find("jobs", self._selector()).items
+        return self._cluster.find("jobs", self._selector(), keep=_settled_ones_pruned).items
 
     def _listed(self, jobs: Sequence[Object]) -> list[Found]:
         units = {unit.name: unit for unit in self._traces.list()}
@@ -333,6 +357,11 @@ class Kubernetes:
 def _is_settled(thing: Object) -> bool:
     """Whether nothing of it runs and nothing is left to do: it goes by its TTL, or is going."""
     return is_over(thing) and (is_kept(thing) or is_going(thing))
+
+
+def _settled_ones_pruned(thing: dict[str, Any]) -> dict[str, Any]:
+    """Of one that may be taken up all is needed; of the many that only wait for their TTL next to nothing."""
+    return job_facts.pruned(thing) if _is_settled(thing) and age(thing, time.time()) >= RECENT_SECONDS else thing
 
 
 def _give_way(unit: Unit) -> None:

@@ -116,7 +116,13 @@ class Preflight:
         waits, events = job_facts.NO_WAITS, list[dict[str, Any]]()
         while True:
             last = deadline.passed()
-            job, pods = self._look(name, deadline)
+            try:
+                job, pods = self._look(name, deadline)
+            except ClusterDown:
+                if last:
+                    raise
+                time.sleep(_LOOK_SECONDS)
+                continue
             seen = job_facts.Seen(job, pods, events, waits)
             # At the end of the time whatever it waits for has lasted too long.
             verdict = job_facts.judge(seen, limits.within(_AT_ONCE) if last else limits, time.monotonic())

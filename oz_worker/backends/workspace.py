@@ -10,6 +10,7 @@ import stat
 from pathlib import Path
 from typing import NamedTuple
 
+from oz_worker import vitals
 from oz_worker.errors import NotUsable, TaskFault
 from oz_worker.model import ExitFacts, Key, Reason
 
@@ -186,6 +187,7 @@ class _Removal:
         try:
             self._enter("")
             while self._levels:
+                vitals.stamp()  # a tree may be of any size
                 inside = self._levels[-1].inside
                 if inside:
                     self._down(inside.pop())

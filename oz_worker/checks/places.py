@@ -7,16 +7,16 @@ import os
 import stat
 import tempfile
 from pathlib import Path
-from typing import Mapping, NamedTuple, Sequence
+from typing import Mapping, NamedTuple
 
-from oz_worker import backends, rows, slots
+from oz_worker import backends, portions, rows, slots
 from oz_worker.checks.probe import FILE_SECONDS, Finding, Outcome, Probe
 from oz_worker.engine.disk import DiskGuard
 from oz_worker.engine.instance import misfit
 from oz_worker.errors import NotUsable
 from oz_worker.link.key import KeySource
 from oz_worker.redact import Secret
-from oz_worker.settings import DirectOptions, Settings
+from oz_worker.settings import Settings
 from oz_worker.store import peek
 
 
@@ -132,15 +132,10 @@ def _instance(settings: Settings, environ: Mapping[str, str]) -> Finding:
     return Finding(also or "no worker runs here")
 
 
-def disk_paths(settings: Settings) -> Sequence[Path]:
-    """The directories whose disks a worker with these settings watches."""
-    options = settings.options
-    workspace = options.target_dir or options.workspace_root if isinstance(options, DirectOptions) else ""
-    return [Path(path) for path in (settings.state_dir, workspace) if path]
-
-
 def _disk(settings: Settings) -> Finding:
-    places = tuple(dict.fromkeys(nearest(path) for path in disk_paths(settings)))
+    places = tuple(
+        dict.fromkeys(nearest(path) for path in portions.limits(settings, Path(settings.state_dir), "").disk_paths)
+    )
     guard = DiskGuard(places, min_free=settings.min_free_disk, min_inodes=settings.min_free_inodes)
     if trouble := guard.trouble():
         return Finding(trouble, Outcome.FAILED)

@@ -102,13 +102,13 @@ class Engine:
         self._disk, self._noted_disk = _guard(limits), _guard(limits)  # for the store's thread, and for upkeep's
         self.notes = Notes(primary.store, self._waits, self._obstacle)
         wanted = limits.max_concurrent_tasks if limits.max_concurrent_tasks > 0 else MOST_THREADS
-        self._most = most_by_descriptors(wanted)
-        if limits.max_concurrent_tasks > self._most:
+        self.most = most_by_descriptors(wanted)
+        if limits.max_concurrent_tasks > self.most:
             logger.warning(
                 "max_concurrent_tasks is %d, but the limit of open files carries %d tasks at once; raise that"
                 " (ulimit -n, LimitNOFILE=)",
                 wanted,
-                self._most,
+                self.most,
             )
         self.cancellation = Cancellation(
             self.registry,
@@ -350,8 +350,8 @@ class Engine:
             return self._closed_for, ""
         if self.limits.most_tasks and self.accepted >= self.limits.most_tasks:
             return Refusal.ONE_SHOT if self.limits.one_shot else Refusal.DRAINING, ""
-        if taken >= self._most or alive >= self._most + MOST_THREADS:
-            return Refusal.AT_CAPACITY, f"{taken} tasks of at most {self._most}"
+        if taken >= self.most or alive >= self.most + MOST_THREADS:
+            return Refusal.AT_CAPACITY, f"{taken} tasks of at most {self.most}"
         if trouble := disk.trouble():
             return Refusal.DISK, trouble
         if trouble := self.primary.backend.unavailable():

@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 from typing import Callable, Iterable, NamedTuple
 
-from oz_worker import threads
+from oz_worker import threads, vitals
 from oz_worker.backends.base import Unit
 from oz_worker.redact import RedactedStream, Redactor
 
@@ -67,8 +67,10 @@ class Follower:
         if reading is not None:
             self._log(source, reading, reading.stream.flush() + "\n")
 
+    @vitals.essential("output")
     def _run(self) -> None:
         while not self._stop.wait(PAUSE_SECONDS):
+            vitals.stamp()
             for source in self._sources():
                 with self._lock:
                     self._show(source)

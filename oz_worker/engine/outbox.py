@@ -121,6 +121,14 @@ class Outbox:
         with self._lock:
             return sum(1 for e in self._waiting.values() if e.row.origin == self.origin and e.store is not None)
 
+    def age(self) -> float:
+        """For how many seconds the oldest of them has been waiting, over restarts too; 0 when there is none."""
+        with self._lock:
+            made = [
+                e.row.created_at for e in self._waiting.values() if e.row.origin == self.origin and e.store is not None
+            ]
+        return max(0.0, time.time() - min(made)) if made else 0.0
+
     @property
     def connection(self) -> int:
         """The number of the present connection, for `reject`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import dataclasses
 import logging
 import os
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from oz_worker.backends.base import Backend, Unit
+from oz_worker.model import ExitFacts
 from oz_worker.redact import RedactedStream, Redactor
 from oz_worker.rows import TaskRow
 
@@ -40,6 +42,13 @@ class Output:
         text = redact(raw.decode("utf-8", "replace").replace("\0", "")).strip()
         lines = "\n".join(text.splitlines()[-TAIL_LINES:])
         return lines.encode()[-TAIL_BYTES:].decode("utf-8", "ignore")
+
+    def shown(self, unit: Unit, facts: ExitFacts) -> ExitFacts:
+        """*facts* without the secrets that an engine, a cluster or its policies may repeat in their words."""
+        if not facts.detail and not facts.remains:
+            return facts
+        redact = Redactor((*self._own_secrets, *(unit.secrets or ())))
+        return dataclasses.replace(facts, detail=redact(facts.detail), remains=redact(facts.remains))
 
     def copies(self, unit: Unit) -> bool:
         """Whether `keep_copy` would keep one."""

@@ -82,6 +82,13 @@ def take_over(engine: Engine, instance: Instance, found: Sequence[Found]) -> Non
 
 
 def _task_of(engine: Engine, instance: Instance, row: TaskRow, found: Found | None) -> Task:
+    if row.state is State.ENDING:
+        result = "ending"
+    elif found is not None:
+        result = "attached"
+    else:
+        result = "lost" if row.started_at else "never_started"
+    engine.meters.count("oz_worker_tasks_reattached_total", result=result)
     unit = Unit(row.unit, instance.id, row.key)
     logger.info("task %s: taken up again (%s)", row.key.task_id, row.state.value)
     return Task(row, instance, unit, engine, found=found is not None)
@@ -105,6 +112,7 @@ def _adopt(engine: Engine, instance: Instance, found: Found) -> Task:
         state=State.RUNNING,
     )
     instance.change(row, lambda _row: None)
+    engine.meters.count("oz_worker_tasks_reattached_total", result="adopted")
     logger.warning("task %s: adopted from its labels, the database does not know it", key.task_id)
     return Task(row, instance, Unit(found.name, instance.id, key), engine, found=True)
 

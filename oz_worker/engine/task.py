@@ -72,6 +72,7 @@ class Task:
         self.unit = unit
         self.key: Key = row.key
         self._around = around
+        self._made_at = time.monotonic()
         self._found = found  # taken up after a restart: the unit may exist already
         self._earlier_cause = row.cause  # stored by an earlier process: its TERM may be sent at once
         self._stopped = False  # the facts came from `Backend.stop`, which looked for everything of the unit
@@ -163,6 +164,7 @@ class Task:
         if self.row.cause is not None or self.unit.cause is not None:
             raise Stopped
         self.instance.backend.start(self.unit)
+        self._around.meters.observe("oz_worker_dispatch_seconds", time.monotonic() - self._made_at)
         self.instance.change(self.row, _started, lambda _saved: self._around.runs())
         self._log_edge(f"running, output: {self.instance.backend.output_at(self.unit)}")
 
@@ -184,6 +186,7 @@ class Task:
             return
         if facts.dispatched:  # another cause was committed first; `stop`, which cancels by itself, was not called
             self._say_trouble("cancel_command", self.instance.backend.cancel_dispatched(self.unit))
+        facts = self._around.output.shown(self.unit, facts)
         well = facts.code == 0 and facts.reason is None and self.unit.cause is None  # then nobody reads the tail
         tail = "" if well else self._guarded(lambda: self._around.output.tail(self.instance.backend, self.unit))
         report_of: list[OutboxRow] = []
@@ -391,12 +394,13 @@ class Task:
 
     def _count_end(self) -> None:
         row, meters = self.row, self._around.meters
+        seconds = max(0.0, (row.ended_at or 0) - row.accepted_at)
         meters.count("oz_worker_tasks_completed_total", result=row.result)
-        meters.observe(
-            "oz_worker_task_duration_seconds", max(0.0, (row.ended_at or 0) - row.accepted_at), result=row.result
-        )
+        meters.observe("oz_worker_task_duration_seconds", seconds, result=row.result)
         if row.result == "failed":
             meters.count("oz_worker_task_failures_total", phase="backend", reason=row.reason)
+            if verdict.failed_to_start(row.reason, agent_started=row.agent_started, seconds=seconds):
+                meters.count("oz_worker_task_sandbox_startup_failures_total", reason=row.reason)
 
     def _log_edge(self, what: str) -> None:
         logger.info("task %s %s", _name(self.key), what)

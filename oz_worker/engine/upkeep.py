@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Callable
 
-from oz_worker import rows, slots, threads
+from oz_worker import rows, slots, threads, vitals
 from oz_worker.backends.base import Unit
 from oz_worker.engine import recovery
 from oz_worker.engine.admission import Engine
@@ -53,6 +53,7 @@ class Upkeep:
         if self._thread is not None:
             self._thread.join(timeout)
 
+    @vitals.essential("upkeep")
     def _run(self) -> None:
         next_look = time.monotonic()
         while True:
@@ -60,7 +61,7 @@ class Upkeep:
                 next_look = time.monotonic() + LOOK_SECONDS
                 self._look()
             self._engine.notes.look()
-            if self._wake.wait(LATE_WRITES_SECONDS):
+            if self._wake.wait(vitals.wait(LATE_WRITES_SECONDS)):
                 self._wake.clear()
                 self._remove_heard()
             if self._stop.is_set():
@@ -94,6 +95,7 @@ class Upkeep:
 
     def _guarded(self, what: str, act: Callable[[], None]) -> None:
         """A database that is locked or a disk that is full is no reason to end: the next look tries again."""
+        vitals.stamp()
         try:
             act()
         except (OzWorkerError, OSError, sqlite3.Error) as error:
@@ -106,6 +108,7 @@ class Upkeep:
 
     def _remove_due(self, instance: Instance) -> None:
         for row in instance.store.do(lambda db: rows.kept_past(db, time.time())):
+            vitals.stamp()
             trouble = instance.backend.clean_up(Unit(row.unit, instance.id, row.key), keep=False)
             if trouble:  # was said at the task's end; the next look tries again
                 logger.debug("task %s: clean-up: %s", row.key.task_id, trouble)

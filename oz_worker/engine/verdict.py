@@ -25,6 +25,23 @@ LOST = (
 )
 MESSAGE_BYTES = 4096
 
+STARTUP_SECONDS = 300.0
+_ENDED_BY_WORKER = frozenset(
+    reason.value for reason in (Reason.TASK_TIMEOUT, Reason.TASK_CANCELLED, Reason.GRACEFUL_SHUTDOWN, Reason.UNKNOWN)
+)
+_OF_THE_SANDBOX = frozenset(
+    reason.value
+    for reason in (
+        Reason.CONTAINER_WAIT,
+        Reason.JOB_WATCH,
+        Reason.POD_WATCH,
+        Reason.JOB_FAILED,
+        Reason.EVICTED,
+        Reason.UNSCHEDULABLE,
+        Reason.VOLUME_MOUNT,
+    )
+)
+
 
 class Outcome(NamedTuple):
     """The report of an end, and how the metrics count it."""
@@ -66,6 +83,17 @@ def invalid(key: Key, sentence: str) -> Outcome:
     """The report of an assignment that cannot be run as it stands."""
     report = Report(ReportKind.FAILED, key, _cut(sentence), Reason.UNKNOWN)
     return Outcome(report, "failed", Reason.UNKNOWN.value, phase="assignment")
+
+
+def failed_to_start(reason: str, *, agent_started: bool, seconds: float) -> bool:
+    """Whether a failed task is the fault of what was to carry its agent, not of the agent (oz.md 23, #112).
+
+    So where it is proven that the agent never ran; and, because nobody sees an agent work, where within five minutes of
+    the acceptance the sandbox ended by itself. *reason* is a metric label.
+    """
+    if not agent_started:
+        return reason not in _ENDED_BY_WORKER
+    return reason in _OF_THE_SANDBOX and seconds <= STARTUP_SECONDS
 
 
 def _failed(key: Key, reason: Reason, code: int | None, text: str, metric_reason: str = "") -> Outcome:

@@ -97,10 +97,14 @@ class Written:
 
 
 class Origin:
-    """What is remembered about one server across connections. Main thread only."""
+    """What is remembered about one server across connections. Main thread only where not said."""
 
     def __init__(self) -> None:
         self.strikes = 0
+        self.heard_at: float | None = None
+        """When the last frame came, monotonic; this and the next are read by any thread."""
+        self.answered_at: float | None = None
+        """When the last matching pong came."""
         self._sent: Counter[bytes] = Counter()
 
     @property

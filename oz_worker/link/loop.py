@@ -90,6 +90,11 @@ class Link:
         self._delays = self._ordinary()
         self._refusals: Iterator[float] | None = None
 
+    @property
+    def origin(self) -> Origin:
+        """What is remembered of the server: when it was heard last, among others."""
+        return self._around.origin
+
     # -- what the daemon wants
 
     def _on_wake(self) -> float:

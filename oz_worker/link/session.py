@@ -190,7 +190,7 @@ class Session:
         try:
             frame = self._recv_frame()
             if frame is not None:
-                self._last_frame = time.monotonic()
+                self._last_frame = self._origin.heard_at = time.monotonic()
                 self._act(frame.opcode, bool(frame.fin), _bytes(frame.data))
             self._watch_message()
         except m.Violation as error:
@@ -262,6 +262,7 @@ class Session:
         count = self._barrier.pong(payload)
         if count is None:
             return
+        self._origin.answered_at = time.monotonic()
         self._origin.strikes = 0 if not self._origin.mute else self._origin.strikes
         if self._by_write:
             return

@@ -18,7 +18,7 @@ import traceback
 from datetime import datetime
 from types import TracebackType
 
-from oz_worker import threads
+from oz_worker import threads, vitals
 from oz_worker.redact import Redactor
 
 logger = logging.getLogger(__name__)
@@ -51,8 +51,17 @@ class Logs(logging.Handler):
     (woken by nobody: a blocked reader holds it for ever, which is why nobody waits for it longer than a second).
     """
 
-    def __init__(self, *, level: str, form: str, file: str, secrets: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        *,
+        level: str,
+        form: str,
+        file: str,
+        secrets: tuple[str, ...],
+        on_death: threads.OnDeath = lambda _name, _error: None,
+    ) -> None:
         super().__init__(LEVELS[level])
+        self._on_death = on_death
         self._json = form == "json"
         self._file = file
         self._redact = Redactor(secrets)
@@ -63,6 +72,7 @@ class Logs(logging.Handler):
         self.dropped_total = 0
         self._descriptor = 2
         self._reopen = False
+        self._finished = False  # set by its thread as the last thing it does
         self._thread: threading.Thread | None = None
         self._colour = not self._json and not file and sys.stderr.isatty()
 
@@ -72,18 +82,21 @@ class Logs(logging.Handler):
         root = logging.getLogger()
         root.addHandler(self)
         root.setLevel(self.level)
-        self._thread = threads.start("log", self._write_lines, lambda _name, _error: None)
+        self._thread = threads.start("log", self._write_lines, self._on_death)
         return self
 
     def __exit__(self, _kind: type[BaseException] | None, _error: object, _trace: TracebackType | None) -> None:
         logging.getLogger().removeHandler(self)
         self.finish()
 
-    def finish(self) -> None:
-        """Write what is queued, waiting at most a second for a reader that has stopped."""
+    def finish(self) -> bool:
+        """Write what is queued, waiting at most a second for a reader that has stopped; whether all was written."""
         self._queue.put(None)
+        if self._thread is not None and not self._thread.is_alive():  # it died: what it left is tried once more
+            self._thread = threads.start("log", self._write_lines, self._on_death)
         if self._thread is not None:
             self._thread.join(CLOSE_SECONDS)
+        return self._finished
 
     def reopen(self) -> None:
         """Open the log file anew (after rotation); takes effect with the next line."""
@@ -113,8 +126,9 @@ class Logs(logging.Handler):
                 parts.append(f"--- {thread.name}\n" + "".join(traceback.format_stack(frame)))
         logger.warning("stacks of %d threads\n%s", len(parts), "".join(parts))
 
+    @vitals.essential("log")
     def _write_lines(self) -> None:
-        while (line := self._queue.get()) is not None:
+        while (line := vitals.take(self._queue)) is not None:
             with self._counts:
                 self._waiting -= 1
                 dropped, self._dropped = (self._dropped, 0) if self._waiting < MOST_LINES // 2 else (0, self._dropped)
@@ -123,6 +137,7 @@ class Logs(logging.Handler):
                     f"{_now()} WARNING {dropped} log lines were dropped: the reader of the log did not keep up\n"
                 )
             self._write(line)
+        self._finished = True
 
     def _write(self, text: str) -> None:
         if self._reopen and self._file:

@@ -16,6 +16,13 @@ from tests.cluster.watching import Watch
 
 _SAID = {
     401: ("Unauthorized", "Unauthorized"),
+    403: ("Forbidden", "forbidden"),
+    404: ("NotFound", "the server could not find the requested resource"),
+    409: (
+        "Conflict",
+        'Operation cannot be fulfilled on resourcequotas "quota": the object has been modified; please apply your'
+        " changes to the latest version and try again",
+    ),
     410: ("Expired", "too old resource version: 1 (1000)"),
     429: ("TooManyRequests", "the server has received too many requests and has asked us to try again later"),
     500: ("InternalError", "Internal error occurred: etcdserver: request timed out"),

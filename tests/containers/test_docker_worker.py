@@ -9,16 +9,26 @@ import pytest
 
 from oz_worker.devplane.wire import REJECTED
 from tests.containers.conftest import DockerRig
+from tests.faults.stuck import poison, tripped
+from tests.prometheus import SERVED, page, value
 from tests.rig import SAFETY, until
 
 
 def test_tasks_run_in_containers_and_their_ends_are_reported(docker_rig: DockerRig) -> None:
     rig = docker_rig
     rig.config["task_output"] = "log"
-    worker = rig.start()
+    rig.config["backend"]["docker"]["image_pull_policy"] = "IfNotPresent"
+    worker = rig.start(env=SERVED)
     good = rig.submit("echo $PWD; exit 0")
     bad = rig.submit('echo "the token is $PRIVATE_TOKEN"; exit 3')
-    rig.plane.wait_acknowledged(good, bad)
+    absent = rig.submit(extra={"docker_image": "127.0.0.1:1/absent:1"})
+    rig.plane.wait_acknowledged(good, bad, absent)
+    seen = page(worker)
+    assert value(seen, "image_pull_seconds_count", result="failed") == 1
+    for reason in ("image_pull", "container_exit"):
+        assert value(seen, "task_failures_total", phase="backend", reason=reason) == 1
+    assert value(seen, "task_sandbox_startup_failures_total", reason="image_pull") == 1
+    assert value(seen, "task_sandbox_startup_failures_total", reason="container_exit") == 0
     assert good.state == "completed"
     assert (bad.terminal.reason, bad.terminal.exit_code) == ("container_exit", 3)
     assert "the token is ***" in bad.terminal.message
@@ -202,3 +212,15 @@ def test_an_idle_worker_leaves_nothing(docker_rig: DockerRig, number: signal.Sig
     rig = docker_rig
     assert rig.start().stop(number) == 0
     rig.audit()
+
+
+@pytest.mark.parametrize("act", ["stick containers", "die containers"])
+def test_without_the_thread_that_watches_containers_the_worker_leaves_with_1(docker_rig: DockerRig, act: str) -> None:
+    rig = docker_rig
+    rig.config["flush_timeout"] = "300ms"
+    worker = rig.start(odd="vital")
+    task = rig.submit("echo up > $HOME/up; while [ ! -e $HOME/go ]; do sleep 0.05; done; exit 3")
+    rig.written("up")
+    rig.running(1)
+    poison(rig, act)
+    tripped(rig, worker, act, task)

@@ -14,11 +14,12 @@ from typing import Any, Callable
 import pytest
 import trustme
 
-from oz_worker import containers
+from oz_worker import containers, instruments
 from oz_worker.backends.base import Unit
 from oz_worker.backends.images import ImageFacts, Images, ImageUnusable
 from oz_worker.engine_words import EngineDown
 from oz_worker.errors import Stopped
+from oz_worker.meters import Meters
 from oz_worker.model import Cause, Key
 from tests.containers.fake_docker import fake_engine
 from tests.engines.bad_registry import BadRegistry, Fault
@@ -285,7 +286,8 @@ def test_refusals_have_their_sentence_and_outages_fall_back(
     engine: Client, registry: Registry, bad_registry: BadRegistry, status: int, says: str, falls_back: bool
 ) -> None:
     reference = bad_registry.reference(publish(registry, engine))
-    images = images_of(docker(engine))
+    meters = Meters(instruments.CATALOGUE)
+    images = images_of(docker(engine), meters=meters)
     bad_registry.fault = Fault(status=status, only="manifests")
     assert f"image {reference}: {says}; " in unusable(images, reference)
     bad_registry.fault = Fault()
@@ -295,6 +297,8 @@ def test_refusals_have_their_sentence_and_outages_fall_back(
         assert images.ready(reference, Waiting()) == facts
     else:
         assert says in unusable(images, reference)
+    pulls = next(each for each in meters.snapshot() if each.instrument.name == "oz_worker_image_pull_seconds")
+    assert {each.labels[0][1]: each.number for each in pulls.distributions} == {"failed": 2, "succeeded": 1}
     engine.cli("rmi", reference)
 
 

@@ -1,24 +1,25 @@
 """Run the worker with a fault of its surroundings inside, switched on by the file $HOME/poison.
 
-usage: odd_worker.py store|watcher|threads|upkeep|owners [arguments of oz_worker ...]
+usage: odd_worker.py vital|threads|upkeep|owners [arguments of oz_worker ...]
 
-store, watcher: what that thread calls raises an error that nobody expects. threads: no new thread can be started.
+vital: an essential thread dies or is stuck. threads: no new thread can be started.
 owners: no fault, but a container is an orphan when its owner is absent for a moment, not 30 s. upkeep: the same for a
 second, and what was left behind is looked for every second, not every minute.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-import select
-import sqlite3
 import sys
 import threading
-from typing import Any, Callable
+from typing import Callable
 
+from oz_worker import vitals
 from oz_worker.backends import container_owner
 from oz_worker.cli import main
 from oz_worker.engine import upkeep
+from oz_worker.observe import watchdog
 
 POISON = os.path.join(os.environ["HOME"], "poison")
 
@@ -28,41 +29,33 @@ def poisoned() -> bool:
     return os.path.exists(POISON)
 
 
-def store() -> None:
-    """Beginning a transaction raises."""
+def vital() -> None:
+    """The poison has lines like `stick store`: at its next sign of life that thread blocks for ever, with a limit of a
+    second from then on. `hold store`: with the lock that every line of the log needs. `die store`: it raises."""
+    vitals.WAIT_SECONDS = 0.3
+    watchdog.LOOK_SECONDS = 0.5
+    original = vitals.stamp
+    told: set[str] = set()
 
-    class Odd(sqlite3.Connection):
-        def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
-            if sql == "BEGIN IMMEDIATE" and poisoned():
-                raise RuntimeError("the poison of the test")
-            return super().execute(sql, parameters)
+    def stamp() -> None:
+        original()
+        name = threading.current_thread().name.replace("MainThread", "main")
+        if not poisoned() or name in told:
+            return
+        with open(POISON) as file:
+            acts = {name: act for act, name in (line.split() for line in file)}
+        told.add(name)
+        if name not in acts:
+            return
+        if acts[name] == "die":
+            raise RuntimeError("the poison of the test")
+        if acts[name] == "hold":
+            logging.getLogger().handlers[0].acquire()
+        if name != "log":
+            vitals.LIMITS[name] = 1.0
+        threading.Event().wait()
 
-    original = sqlite3.connect
-
-    def connect(*arguments: Any, **options: Any) -> sqlite3.Connection:
-        return original(*arguments, factory=Odd, **options)
-
-    sqlite3.connect = connect  # type: ignore[assignment]
-
-
-def watcher() -> None:
-    """Waiting for the ends of children raises."""
-    original = select.epoll
-
-    class Odd:
-        def __init__(self) -> None:
-            self._epoll = original()
-
-        def poll(self, timeout: float | None = None) -> list[tuple[int, int]]:
-            found = self._epoll.poll(timeout)
-            if poisoned():
-                raise RuntimeError("the poison of the test")
-            return found
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._epoll, name)
-
-    select.epoll = Odd  # type: ignore[assignment,misc]
+    vitals.stamp = stamp
 
 
 def threads() -> None:
@@ -89,7 +82,7 @@ def quick() -> None:
     upkeep.LATE_WRITES_SECONDS = 0.2
 
 
-FAULTS: dict[str, Callable[[], None]] = {"store": store, "watcher": watcher, "threads": threads}
+FAULTS: dict[str, Callable[[], None]] = {"vital": vital, "threads": threads}
 FAULTS |= {"upkeep": quick, "owners": owners}
 
 FAULTS[sys.argv[1]]()

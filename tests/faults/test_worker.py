@@ -121,30 +121,6 @@ def test_a_drain_while_the_server_is_away_is_bounded_and_keeps_the_report(rig: R
     rig.audit()
 
 
-# -- a thread that dies (fault 22, failure 78)
-
-
-@pytest.mark.parametrize("thread", ["store", "watcher"])
-def test_without_one_of_its_threads_the_worker_leaves_with_1_and_the_task_is_taken_up(rig: Rig, thread: str) -> None:
-    rig.config["flush_timeout"] = "300ms"
-    worker = rig.start(odd=thread)
-    task = rig.submit(f"{UP_AND_WAIT}; exit 3")
-    until((rig.place / "up").exists, "the agent")
-    until(lambda: rig.query("SELECT state FROM tasks") == [("running",)], "the row")
-    (rig.place / "poison").touch()
-    rig.plane.submit("true", requeue=False)  # makes the store, and with it a new child the watcher, do something
-    assert worker.exit_code() == 1
-    assert f"thread {thread} died" in worker.log
-    (rig.place / "poison").unlink()
-    assert rig.unit_processes()
-    worker = rig.start()
-    (rig.place / "go").touch()
-    rig.plane.wait_acknowledged(task)
-    assert task.terminal.exit_code == 3
-    assert worker.stop() == 0
-    rig.audit(traceback=True)
-
-
 # -- its state (fault 23)
 
 

@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from tests.faults.stuck import poison, tripped
 from tests.kubernetes.conftest import KubernetesRig
 from tests.rig import SAFETY, until
 
@@ -132,3 +133,14 @@ def test_one_shot_leaves_no_job_that_ended_well(kubernetes_rig: KubernetesRig) -
     assert task.state == "completed"
     until(lambda: rig.jobs() == [], "the end of a deletion that was ordered")
     rig.audit()
+
+
+@pytest.mark.parametrize("act", ["stick jobs", "die jobs"])
+def test_without_the_thread_that_watches_jobs_the_worker_leaves_with_1(kubernetes_rig: KubernetesRig, act: str) -> None:
+    rig = kubernetes_rig
+    rig.config["flush_timeout"] = "300ms"
+    worker = rig.start(odd="vital")
+    task = rig.submit("echo up > $HOME/up; while [ ! -e $HOME/go ]; do sleep 0.05; done; exit 3")
+    rig.written("up")
+    poison(rig, act)
+    tripped(rig, worker, act, task)

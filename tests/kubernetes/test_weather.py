@@ -304,3 +304,22 @@ def test_a_container_of_the_template_that_never_ends_holds_nothing_up(site: Kube
     assert backend.stragglers(unit) == ""
     assert backend.clean_up(unit, keep=False) == ""
     eventually(lambda: site.cluster.store.objects(JOBS, "default")[0] == [])
+
+
+def test_an_outage_is_not_time_that_a_pod_had_to_start(site: KubernetesSite) -> None:
+    """While the API is away no scheduler, no kubelet and no controller can do anything for it."""
+    backend = site.open(api_timeout=2.0, unschedulable_timeout=5.0)
+    is_seen_by_two_watches(site)
+    hold = site.cluster.faults.hold_pods()
+    unit = site.unit("exit 6")
+    backend.prepare(unit)
+    backend.start(unit)
+    eventually(lambda: site.pods(unit) and site.pods(unit)[0]["status"].get("conditions"))
+    with site.cluster.faults.down():
+        eventually(backend.unavailable)
+        time.sleep(12)
+    eventually(lambda: not backend.unavailable())
+    time.sleep(1)
+    hold.end()
+    assert ended(unit).code == 6
+    cleaned(backend, unit)

@@ -33,11 +33,6 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-def test_the_example_says_what_is_refused_in_this_version() -> None:
-    comment, _, _ = EXAMPLE.read_text().partition("#health_listen:")
-    assert "Not in this version" in comment.splitlines()[-1]
-
-
 def test_the_example_loads_clean() -> None:
     settings, warnings, _ = load(argparse.Namespace(config_file=str(EXAMPLE)), {"WARP_API_KEY": "k"})
     assert warnings == ()

@@ -24,10 +24,10 @@ FOREIGN_FLAGS = {
     # of pip, make, systemd, useradd, docker, kubectl, oz, pytest and our scripts
     *("--no-index", "--find-links", "--wheel-dir", "--target", "--upgrade", "--system", "--create-home", "--home-dir"),
     *("--now", "--user", "--kill-whom", "--signal", "--host", "--run-id", "--mcp", "--runs", "--load", "--jobs"),
-    *("--quick", "--only", "--directory", "--namespace"),
+    *("--quick", "--only", "--directory", "--namespace", "--group-add", "--raw"),
 }
 ALL_TESTS = sorted((ROOT / "tests").rglob("*.py"))
-OWED = {*range(1, 72), 78}
+OWED = {*range(1, 72), 73, 78}
 """The numbers of the failures for which a test must stand in docs/failures_of_the_predecessor.md."""
 
 
@@ -90,7 +90,7 @@ def test_every_key_of_the_configuration_stands_in_the_example() -> None:
 
 @pytest.mark.parametrize(
     "flags_given",
-    [("--control-plane", "cropscode"), ("--health-listen", ":1")],
+    [("--control-plane", "cropscode")],
     ids=" ".join,
 )
 def test_what_is_not_in_this_version_is_refused_in_one_sentence(flags_given: tuple[str, ...], tmp_path: Path) -> None:
@@ -148,6 +148,8 @@ def test_the_units_spare_running_tasks(unit: Path) -> None:
     parser.read_string(unit.read_text())
     service = parser["Service"]
     assert (service["KillMode"], service["OOMPolicy"], service["Delegate"]) == ("process", "continue", "yes")
+    assert (service["Type"], service["LimitCORE"]) == ("notify", "0:infinity")
+    assert service["WatchdogSec"]
     assert "--on-shutdown preserve" in service["ExecStart"]
     assert "-m oz_worker --config-file" in service["ExecStart"]
 

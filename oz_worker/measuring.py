@@ -1,0 +1,59 @@
+"""What is measured of the running worker from outside its parts, and who gets the measurements.
+
+The parts count what happens in them; here stands what is true all the time, and what is asked when somebody looks.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Callable, Mapping
+
+from oz_worker import __version__
+from oz_worker.engine.admission import Engine
+from oz_worker.link.acks import Origin
+from oz_worker.meters import Meters
+from oz_worker.observe import exporters, resource
+from oz_worker.observe.exporters import Exporters, Source
+from oz_worker.observe.logs import Logs
+from oz_worker.settings import Settings
+
+STOP_SECONDS = 2.0
+"""For all exporters together at the end of the worker."""
+
+
+def begin(settings: Settings, engine: Engine, server: Origin, logs: Logs, environ: Mapping[str, str]) -> Exporters:
+    """Measure what is there, and start the exporters that *environ* asks for. Raises nothing, waits for nothing."""
+    meters = engine.meters
+    _constants(meters, settings)
+    _readings(meters, engine, server, logs)
+    attributes, warnings = resource.attributes(
+        environ, version=__version__, worker_id=settings.worker_id, backend=settings.backend
+    )
+    chosen = exporters.make(Source(meters, attributes, environ), warnings)
+    chosen.start()
+    return chosen
+
+
+def _constants(meters: Meters, settings: Settings) -> None:
+    meters.set("oz_worker_info", 1, version=__version__, backend=settings.backend, worker_id=settings.worker_id)
+    meters.set("oz_worker_tasks_max_concurrent", max(0, settings.max_concurrent_tasks))
+
+
+def _readings(meters: Meters, engine: Engine, server: Origin, logs: Logs) -> None:
+    backend = engine.primary.backend
+    meters.compute("oz_worker_outbox_rows", engine.outbox.undelivered)
+    meters.compute("oz_worker_outbox_oldest_seconds", engine.outbox.age)
+    meters.compute("oz_worker_last_frame_age_seconds", _since(lambda: server.heard_at))
+    meters.compute("oz_worker_last_pong_age_seconds", _since(lambda: server.answered_at))
+    meters.compute("oz_worker_backend_up", lambda: 0.0 if backend.unavailable() else 1.0)
+    meters.compute("oz_worker_log_lines_dropped_total", lambda: logs.dropped_total)
+    if engine.limits.max_concurrent_tasks > 0:
+        meters.compute("oz_worker_slots_free", lambda: max(0, engine.most - engine.registry.counts()[0]))
+
+
+def _since(moment: Callable[[], float | None]) -> Callable[[], float | None]:
+    def age() -> float | None:
+        at = moment()
+        return None if at is None else time.monotonic() - at
+
+    return age

@@ -1,0 +1,193 @@
+"""What those hear who ask how a worker is, over real sockets, in each state; and the service manager's socket."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import sqlite3
+from pathlib import Path
+from typing import Callable
+
+import pytest
+
+from tests.faults.stuck import page, port_of
+from tests.rig import SAFETY, Rig, living_environments, until
+
+UP_AND_WAIT = "echo up >> $HOME/up; while [ ! -e $HOME/go ]; do sleep 0.05; done"
+
+
+def reasons(port: int) -> str:
+    """Why it is not ready, "" when it is."""
+    answer = page(port, "/readyz")
+    assert (answer.status == 200) == (answer.text == "ready\n"), answer
+    return "" if answer.status == 200 else answer.text
+
+
+def test_readyz_says_why_not_in_each_state_and_healthz_stays_green(rig: Rig) -> None:
+    rig.config |= {"health_listen": "127.0.0.1:0", "flush_timeout": "200ms"}
+    worker = rig.start()
+    port = port_of(worker)
+    until(lambda: not reasons(port), "readiness")
+
+    rig.plane.down()
+    until(lambda: re.search(r"^not connected to the server \(disconnected\): .+", reasons(port)), "the line's reason")
+    rig.plane.up()
+    until(lambda: not reasons(port), "readiness again")
+
+    shutil.move(rig.workspaces, rig.place / "elsewhere")
+    until(lambda: reasons(port) == f"backend: workspace_root {rig.workspaces} is gone; make it again or mount it\n", "")
+    shutil.move(rig.place / "elsewhere", rig.workspaces)
+    until(lambda: not reasons(port), "readiness again")
+
+    task = rig.submit(UP_AND_WAIT)
+    until((rig.place / "up").exists, "the agent")
+    worker.send(signal.SIGUSR1)
+    until(lambda: reasons(port) == "stopping (draining): no new tasks are taken\n", "the drain's reason")
+    assert page(port, "/healthz") == (200, "healthy\n")
+    answer = until(lambda: (found := page(port, "/status")).status == 200 and found, "the status")
+    asked = json.loads(answer.text)
+    (told,) = json.loads(rig.run_command("status", "--json", "--state-dir", str(rig.state_dir)).stdout)
+    assert [asked[0][name] for name in ("pid", "facts", "instance")] == [
+        told[name] for name in ("pid", "facts", "instance")
+    ]
+    assert [one["task_id"] for one in asked[0]["tasks"]] == [task.task_id]
+    (rig.place / "go").touch()
+    assert worker.exit_code() == 0
+    rig.audit()
+
+
+def test_before_the_state_is_open_it_is_healthy_and_not_ready(rig: Rig) -> None:
+    rig.config |= {"health_listen": "127.0.0.1:0", "min_free_disk": "1000000GiB"}
+    assert rig.start().stop() == 0
+    db = sqlite3.connect(rig.instance_dirs()[0] / "state.db", isolation_level=None)
+    db.execute("PRAGMA locking_mode = EXCLUSIVE")
+    db.execute("BEGIN EXCLUSIVE")
+    rig.log.unlink()
+    worker = rig.start(connected=False)
+    port = port_of(worker)
+    until(lambda: reasons(port) == "starting: the state and the backend are being opened\n", "the reason")
+    assert page(port, "/healthz").status == 200
+    until(lambda: page(port, "/status") == (200, "[]\n"), "no instance yet")
+    db.close()
+    until(lambda: re.fullmatch(r"disk: .* has \d+ MiB free, min_free_disk asks for \d+\n", reasons(port)), "the disk")
+    assert worker.stop() == 0
+    rig.audit()
+
+
+def test_a_database_that_hangs_holds_up_its_own_page_alone(rig: Rig) -> None:
+    """Opening a FIFO that nobody writes to hangs, as a file on a dead server does."""
+    rig.config["health_listen"] = "127.0.0.1:0"
+    worker = rig.start()
+    port = port_of(worker)
+    database = rig.instance_dirs()[0] / "state.db"
+    database.rename(rig.place / "aside")
+    os.mkfifo(database)
+    for _ in range(3):
+        assert page(port, "/status") == (503, "/status is not to be had: a disk or the database does not answer\n")
+        assert page(port, "/healthz").status == 200
+        until(lambda: page(port, "/readyz").status == 200, "readiness")
+    os.close(os.open(database, os.O_WRONLY))  # lets the one that hangs go on
+    database.unlink()
+    (rig.place / "aside").rename(database)
+    until(lambda: page(port, "/status").status == 200 and "trouble" not in page(port, "/status").text, "the page")
+    assert worker.stop() == 0
+    rig.audit()
+
+
+def test_half_requests_and_other_methods_keep_nobody_from_asking(rig: Rig) -> None:
+    rig.config["health_listen"] = "127.0.0.1:0"
+    worker = rig.start()
+    port = port_of(worker)
+    hanging = [socket.create_connection(("127.0.0.1", port)) for _ in range(100)]
+    for one in hanging:
+        one.sendall(b"GET /healthz HT")
+    assert page(port, "/healthz").status == 200
+    until(lambda: page(port, "/readyz", "HEAD") == (200, ""), "readiness")
+    assert page(port, "/status", "POST").status == 405
+    assert page(port, "/metrics").status == 404
+    for one in hanging:
+        one.close()
+    assert worker.stop() == 0
+    rig.audit()
+
+
+@pytest.mark.parametrize("address", ["in use", "203.0.113.1:0", "no-such-host.invalid:0"])
+def test_an_address_that_cannot_be_served_is_exit_3_in_one_sentence(rig: Rig, address: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}" if address == "in use" else address
+        worker = rig.start("--health-listen", address, connected=False)
+        assert worker.exit_code() == 3
+    (said,) = [line for line in worker.log.splitlines() if "health_listen" in line]
+    assert re.search(f"nothing can be served on {re.escape(address)} \\(.+\\); choose an address", said)
+    rig.audit()
+
+
+class Manager:
+    """A service manager's socket: everything that it heard, datagram by datagram."""
+
+    def __init__(self, address: str) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind(address)
+        self.socket.setblocking(False)
+        self.heard: list[str] = []
+
+    def hears(self, pattern: str, after: int = 0) -> Callable[[], bool]:
+        """Whether a datagram from the one numbered *after* on fits *pattern* as a whole."""
+
+        def found() -> bool:
+            try:
+                while True:
+                    self.heard.append(self.socket.recv(4096).decode())
+            except BlockingIOError:
+                return any(re.fullmatch(pattern, one) for one in self.heard[after:])
+
+        return found
+
+
+@pytest.mark.parametrize("kind", ["path", "abstract"])
+def test_the_service_manager_is_told_and_no_task_can_speak_to_it(rig: Rig, kind: str) -> None:
+    name = f"oz-worker-test-{os.urandom(8).hex()}"
+    address = str(rig.place / "notify") if kind == "path" else f"@{name}"
+    manager = Manager(address if kind == "path" else f"\0{name}")
+    env = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "1000000"}
+    rig.plane.down()
+    worker = rig.start(env=env, connected=False)
+    until(manager.hears(r"READY=1\nSTATUS=connecting(: .*)?"), "READY although the server is away")
+    until(manager.hears(r"STATUS=disconnected: .*"), "the reason")
+    rig.plane.up()
+    until(manager.hears(rf"STATUS=connected: {re.escape(rig.plane.url.partition('/api')[0])}.*"), "the connection")
+    until(manager.hears("WATCHDOG=1"), "a sign of life, which asks for no more time while nothing passes")
+
+    task = rig.submit(f"cat /proc/self/environ /proc/$PPID/environ > $HOME/env; {UP_AND_WAIT}")
+    until((rig.place / "up").exists, "the agent")
+    before = len(manager.heard)
+    worker.send(signal.SIGUSR1)
+    until(manager.hears(r"STOPPING=1\nSTATUS=stopping \(draining\), connected: .*", before), "the stop")
+    until(manager.hears(r"WATCHDOG=1\nEXTEND_TIMEOUT_USEC=\d+", before), "time for the drain")
+    for _pid, environ in living_environments():
+        if b"OZ_WORKER_UNIT=" in environ and str(rig.place).encode() in environ:
+            assert b"NOTIFY_SOCKET" not in environ
+    inherited = (rig.place / "env").read_bytes()
+    assert b"OZ_WORKER_UNIT=" in inherited
+    assert b"NOTIFY_SOCKET" not in inherited
+    assert b"WATCHDOG" not in inherited
+    (rig.place / "go").touch()
+    rig.plane.wait_acknowledged(task)
+    assert worker.process.wait(SAFETY) == 0
+    manager.socket.close()
+    rig.own_files.add("env")
+    Path(rig.place / "notify").unlink(missing_ok=True)
+    rig.audit()
+
+
+def test_a_manager_that_has_gone_away_hurts_nobody(rig: Rig) -> None:
+    worker = rig.start(env={"NOTIFY_SOCKET": str(rig.place / "nobody"), "WATCHDOG_USEC": "soon"})
+    task = rig.submit("exit 0")
+    rig.plane.wait_acknowledged(task)
+    assert worker.stop() == 0
+    assert worker.log.count("NOTIFY_SOCKET") == 1
+    rig.audit()
