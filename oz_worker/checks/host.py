@@ -14,11 +14,12 @@ from oz_worker import backends
 from oz_worker.checks.places import running
 from oz_worker.checks.probe import FILE_SECONDS, Finding, Outcome, Probe
 from oz_worker.errors import NotUsable
+from oz_worker.observe import exporters
 from oz_worker.settings import Settings
 
 _PORT = "OTEL_EXPORTER_PROMETHEUS_PORT"
 _MACHINES = ("x86_64", "amd64", "aarch64", "arm64")
-_EXPORTERS = {"METRICS": ("otlp", "prometheus", "console", "none"), "TRACES": ("otlp", "console", "none")}
+_EXPORTERS = {"METRICS": exporters.KNOWN, "TRACES": ("otlp", "console", "none")}
 _PACKAGES = {
     "http/protobuf": ("opentelemetry.exporter.otlp.proto.http", "otel"),
     "grpc": ("opentelemetry.exporter.otlp.proto.grpc", "otel-grpc"),

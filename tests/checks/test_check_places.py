@@ -14,6 +14,7 @@ from oz_worker.checks import host, places
 from oz_worker.redact import Secret
 from oz_worker.settings import DirectOptions, Settings
 from tests.checks.asked import KEY, asked, command, found
+from tests.rawserver import refused_port
 from tests.rig import Rig
 
 
@@ -71,14 +72,17 @@ def test_disks_that_are_low_full_or_read_only(tmp_path: Path, tiny: Path) -> Non
 
 
 def test_a_check_beside_a_running_worker_tells_of_it_and_does_not_disturb_it(rig: Rig) -> None:
-    worker = rig.start("--instance-id", "pinned")
+    listen = f"127.0.0.1:{refused_port()}"
+    worker = rig.start("--instance-id", "pinned", "--health-listen", listen)
     connections = len(rig.plane.connections)
-    config = {**rig.config, "web_socket_url": rig.plane.url, "instance_id": "pinned"}
+    config = {**rig.config, "web_socket_url": rig.plane.url, "instance_id": "pinned", "health_listen": listen}
     before = {path: path.stat().st_ino for path in rig.state_dir.rglob("*")}
     answer = asked(rig.place, config, WARP_API_KEY=rig.plane.key)
     assert answer.code == 0, answer.all_text
     assert answer.results()["instance"] == "warning"
     assert answer.tests["instance"]["said"] == f"the instance pinned is held by process {worker.pid}"
+    assert answer.results()["ports"] == "warning"
+    assert f"it may be process {worker.pid}, the worker that runs here" in answer.tests["ports"]["said"]
     assert answer.results()["server"] == "skipped"
     assert f"process {worker.pid}, which runs with this worker id; its own link: connected" in answer.all_text
     assert answer.results()["clock"] == "ok"
@@ -122,7 +126,7 @@ def test_what_the_environment_asks_for_and_what_cannot_start_here(tmp_path: Path
     cases: list[tuple[dict[str, str], str, str]] = [
         ({}, "ok", "nothing is missing"),
         ({"OTEL_METRICS_EXPORTER": "prometheus,console", "OTEL_TRACES_EXPORTER": "none"}, "ok", "nothing is missing"),
-        ({"OTEL_METRICS_EXPORTER": "oltp"}, "warning", "OTEL_METRICS_EXPORTER names oltp; known are otlp"),
+        ({"OTEL_METRICS_EXPORTER": "oltp"}, "warning", "OTEL_METRICS_EXPORTER names oltp; known are prometheus"),
         ({"OTEL_TRACES_EXPORTER": "prometheus"}, "warning", "OTEL_TRACES_EXPORTER names prometheus"),
         (
             {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"},
