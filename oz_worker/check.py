@@ -1,50 +1,85 @@
-"""`check`: what of a configuration can be tried out before a worker starts."""
+"""`check`: what can be tried out before a worker starts, or beside one that runs.
+
+Nothing of it disturbs a worker with the same id or leaves anything behind: directories are tried under other names and
+removed, the server is not dialled a second time under the id of a worker that runs here, and what is only asked for
+its version or its date hears no secret.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
+import signal
 import sys
-import tempfile
-from pathlib import Path
+from typing import Any, Mapping, Sequence
 
-from oz_worker import clusters
-from oz_worker.backends.environ import worker_environment
-from oz_worker.backends.preflight import Preflight
-from oz_worker.errors import ExitCode
-from oz_worker.settings import KubernetesOptions, Settings
-
-
-def check_command(settings: Settings) -> int:
-    """Say what was tried and how it went, a line for each; the exit code. Raises NotUsable for what cannot work."""
-    if isinstance(settings.options, KubernetesOptions):
-        _say("The configuration is usable.")
-        _check_cluster(settings, settings.options)
-    else:
-        _say(
-            f"The configuration is usable. For the {settings.backend} backend this version checks nothing else: no"
-            " network, no engine, no permissions."
-        )
-    return int(ExitCode.STOPPED)
+from oz_worker.checks import backend, host, network, places, show
+from oz_worker.checks.probe import Finding, Outcome, Probe, Result, work
+from oz_worker.config.load import Loaded
+from oz_worker.errors import ConfigurationError, ExitCode
+from oz_worker.proxy import choose
+from oz_worker.redact import Redactor
+from oz_worker.settings import Settings
 
 
-def _check_cluster(settings: Settings, options: KubernetesOptions) -> None:
-    """Cluster, permissions and image, as the start of a worker tries them, and beside one that runs."""
-    environment = worker_environment(os.environ)
-    with tempfile.TemporaryDirectory(prefix="oz-worker-check-") as place:
-        cluster = clusters.cluster_for(options, environment, instance=f"check-{os.getpid()}", instance_dir=Path(place))
-        where = clusters.endpoint_of(options, environment)
-        _say(f"cluster: Kubernetes {clusters.version_of(cluster, where)}, {where}")
-        preflight = Preflight(cluster, options, worker_id=settings.worker_id, instance=settings.instance_id)
-        lacking = preflight.permissions()
-        for sentence in lacking:
-            _say(f"permissions: {sentence}")
-        if not lacking:
-            _say("permissions: all that is needed")
-        kind = "mounted as a volume" if options.use_image_volumes else "run as root in an init container"
-        slow = preflight.run()
-        _say(f"image: {slow or f'{options.preflight_image} was pulled and {kind}'}")
+def check_command(loaded: Loaded, *, as_json: bool) -> int:
+    """Try everything out and say how it went: a line for each test as it ends, or all as JSON. The exit code."""
+    logging.getLogger("oz_worker").addHandler(logging.NullHandler())  # what the parts log is not for here
+    signal.signal(signal.SIGTERM, _leave)
+    settings, environ, results = loaded.settings, os.environ, list[Result]()
+    hide = Redactor(_secrets(settings, environ))
+    with contextlib.ExitStack() as stack:
+        for result in work(_probes(loaded, environ, stack)):
+            results.append(result)
+            if not as_json:
+                _say(show.row(result, hide))
+    failed = any(result.outcome is Outcome.FAILED for result in results)
+    code = int(ExitCode.NOT_USABLE if failed else ExitCode.STOPPED)
+    ids = {"worker_id": settings.worker_id, "backend": settings.backend}
+    _say(show.document(results, code, **ids, hide=hide) if as_json else show.summary(results))
+    return code
 
 
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
+def say_wrong_configuration(error: ConfigurationError) -> None:
+    """The same document where the configuration does not even parse: one test, which failed."""
+    cure = "correct the file or the flag at the place that is named"
+    result = Result("configuration", Outcome.FAILED, 0.0, str(error), cure)
+    _say(show.document([result], int(error.exit_code), worker_id="", backend="", hide=Redactor(())))
+
+
+def _probes(loaded: Loaded, environ: Mapping[str, str], stack: contextlib.ExitStack) -> Sequence[Probe]:
+    settings = loaded.settings
+    return [
+        Probe("configuration", lambda: _configuration(loaded)),
+        *host.probes(settings, environ),
+        *places.probes(settings, environ, loaded.origins["api_key"]),
+        *backend.probes(settings, environ, stack),
+        *stack.enter_context(network.Road(settings, environ)).probes(),
+    ]
+
+
+def _configuration(loaded: Loaded) -> Finding:
+    if loaded.warnings:
+        return Finding("; ".join(loaded.warnings), Outcome.WARNING, "write what is meant, and the warning goes")
+    return Finding(f"worker {loaded.settings.worker_id}, backend {loaded.settings.backend}")
+
+
+def _secrets(settings: Settings, environ: Mapping[str, str]) -> Sequence[str]:
+    """What must not be shown, whoever says it: a server may repeat what it was sent."""
+    secrets = [settings.api_key.reveal(), *settings.options.environment.values()]
+    for secure in (True, False):
+        with contextlib.suppress(ValueError):
+            via = choose(secure, "server.invalid", 443, {**environ, "no_proxy": ""})
+            secrets += [via.authorization.reveal(), via.authorization.reveal().partition(" ")[2]] if via else []
+    return secrets
+
+
+def _leave(number: int, _frame: Any) -> None:
+    """What a test has made is removed on the way out."""
+    raise SystemExit(128 + number)
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text)
     sys.stdout.flush()

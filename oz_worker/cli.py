@@ -6,7 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Iterable, Sequence
 
-from oz_worker.errors import ExitCode, OzWorkerError
+from oz_worker.errors import ConfigurationError, ExitCode, OzWorkerError
 
 if TYPE_CHECKING:
     import argparse
@@ -78,6 +78,12 @@ def _check(arguments: argparse.Namespace) -> int:
     reading = Reading(os.environ)
     try:
         loaded = load(arguments, os.environ, reading)
+    except ConfigurationError as error:
+        if arguments.json:
+            from oz_worker.check import say_wrong_configuration
+
+            say_wrong_configuration(error)
+        raise
     finally:
         _say(f"warning: {warning}" for warning in reading.warnings)
     if arguments.print_config:
@@ -87,7 +93,7 @@ def _check(arguments: argparse.Namespace) -> int:
     else:
         from oz_worker.check import check_command
 
-        return check_command(loaded.settings)
+        return check_command(loaded, as_json=arguments.json)
     return int(ExitCode.STOPPED)
 
 
@@ -95,9 +101,17 @@ def _status(arguments: argparse.Namespace) -> int:
     from oz_worker.config.commands import place
 
     state_dirs, instance_id = place(arguments, os.environ)
-    from oz_worker.observe.status import status_command
+    from oz_worker.observe.status import explain_command, status_command
 
-    return status_command(state_dirs, instance_id=instance_id, all_instances=arguments.all, as_json=arguments.json)
+    if arguments.explain:
+        return explain_command(state_dirs, task_id=arguments.explain, instance_id=instance_id, as_json=arguments.json)
+    return status_command(
+        state_dirs,
+        instance_id=instance_id,
+        all_instances=arguments.all,
+        as_json=arguments.json,
+        explained=arguments.explain is not None,
+    )
 
 
 def _drain(arguments: argparse.Namespace) -> int:

@@ -140,11 +140,7 @@ def _run(
     parts.callback(primary.store.close, CLOSE_SECONDS)
     parts.callback(primary.backend.close)
 
-    if settings.on_shutdown == "preserve" and not primary.backend.capabilities.survives_worker:
-        raise NotUsable(
-            "on_shutdown: preserve cannot work for the direct backend in a container, whose tasks die with it; set"
-            " on_shutdown to drain or cancel"
-        )
+    backends.refuse_shutdown(settings, primary.backend.capabilities)
     outbox = Outbox(portions.origin(settings.web_socket_url), waker.wake)
     engine = Engine(
         primary,
@@ -274,7 +270,8 @@ class Daemon:
         """No connection; the link tries again."""
         self._engine.meters.count("oz_worker_websocket_reconnects_total", reason="dial_failed")
         logger.warning("%s Next try in %.1f s", sentence, delay)
-        self._note("link", {"state": "refused" if refused else "disconnected", "why": sentence})
+        again = str(time.time() + delay)
+        self._note("link", {"state": "refused" if refused else "disconnected", "why": sentence, "again_at": again})
         if refused and (self._settings.exit_on_refusal or self._settings.one_shot):
             self._stopping.refused(sentence)
 

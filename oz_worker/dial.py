@@ -144,24 +144,35 @@ class Dialler:
         """A connected, non-blocking socket to *where*, TLS done. DialError says what failed, at which step."""
         if self._certificates is None:
             self.prepare(where)
-        via = self._proxy(where)
-        host, port = (via.host, via.port) if via else (where.host, where.port)
-        sock = self._connect(host, port, self._addresses(host, port, deadline), deadline)
+        sock = self.reach(where, deadline)
         try:
-            if via:
-                self._tunnel(sock, via, where, deadline)
             return self._encrypt(sock, where, deadline) if where.secure else sock
         except BaseException:
             sock.close()
             raise
 
-    def _proxy(self, where: Target) -> Proxy | None:
+    def reach(self, where: Target, deadline: Deadline) -> socket.socket:
+        """The first half of `open`: a socket whose other end is *where*, through the proxy if there is one; no TLS."""
+        via = self.via(where)
+        host, port = (via.host, via.port) if via else (where.host, where.port)
+        sock = self._connect(host, port, self.addresses(host, port, deadline), deadline)
+        try:
+            if via:
+                self._tunnel(sock, via, where, deadline)
+            return sock
+        except BaseException:
+            sock.close()
+            raise
+
+    def via(self, where: Target) -> Proxy | None:
+        """The proxy that leads to *where*, None for the straight way. DialError for one that cannot be used."""
         try:
             return proxy.choose(where.secure, where.host, where.port, self._environ)
         except ValueError as error:
             raise DialError(Step.PROXY_SETTING, where.place, error) from None
 
-    def _addresses(self, host: str, port: int, deadline: Deadline) -> Sequence[Any]:
+    def addresses(self, host: str, port: int, deadline: Deadline) -> Sequence[Any]:
+        """What `getaddrinfo` says of host:port, in the order in which it is tried. DialError when that is nothing."""
         subject = f"the name {bracketed(host, port)}"
         question = self._resolver.ask(subject, lambda: self._look(host, port))
         try:

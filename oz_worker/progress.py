@@ -15,7 +15,7 @@ import signal
 import struct
 import subprocess
 import termios
-from typing import Mapping, NamedTuple, Sequence
+from typing import Callable, Mapping, NamedTuple, Sequence
 
 from oz_worker.errand import DRAIN, end
 from oz_worker.limits import restore_open_files
@@ -55,13 +55,14 @@ def watch(
     quiet: float,
     shows_on: str,
     interrupt: int = -1,
+    moved: Callable[[str], None] = lambda last: None,
 ) -> Ending:
     """Run a CLI that shows its progress on *shows_on* (`stdout` or `stderr`) if that is a terminal.
 
     One poll in the calling thread serves terminal, pipe, exit, *interrupt* (a descriptor that becomes readable when the
     caller wants to leave) and both limits in seconds, 0 for none: *timeout*, and *quiet* without progress. The child
     carries the helper mark; its whole group is killed when a limit is reached. What holds its streams open after the
-    exit is waited for at most a second. Raises SpawnError.
+    exit is waited for at most a second. *moved* hears of each progress and must not block. Raises SpawnError.
     """
     screen = Screen()
     terminal = _open_terminal()
@@ -77,7 +78,7 @@ def watch(
     shows = terminal[0] if terminal else getattr(child, shows_on)
     if terminal:
         os.close(terminal[1])
-    watching = _Watching(child, screen, shows, errors_shown=shows_on == "stderr")
+    watching = _Watching(child, screen, shows, moved, errors_shown=shows_on == "stderr")
     try:
         # Without a terminal nothing is shown in between: then silence is no stall.
         ending = watching.until_exit(Deadline(timeout or _NEVER), quiet if terminal else 0, interrupt)
@@ -149,7 +150,10 @@ class Screen:
 class _Watching:
     """Reads both streams of one child until it ends. One thread uses it."""
 
-    def __init__(self, child: Child, screen: Screen, shows: int, *, errors_shown: bool) -> None:
+    def __init__(
+        self, child: Child, screen: Screen, shows: int, moved: Callable[[str], None], *, errors_shown: bool
+    ) -> None:
+        self._moved = moved
         self._child = child
         self._screen = screen
         self._shows = shows
@@ -206,7 +210,10 @@ class _Watching:
         if not data:
             self._open.discard(descriptor)
         if descriptor == self._shows:
-            return self._screen.feed(data or b"\n")
+            moved = self._screen.feed(data or b"\n")
+            if moved:
+                self._moved(self._screen.last)
+            return moved
         if descriptor == self._child.stderr:
             self._said += data
             del self._said[:-_SAID]

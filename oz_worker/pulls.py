@@ -6,7 +6,7 @@ import contextlib
 import enum
 import re
 import tempfile
-from typing import Iterator, Mapping, NamedTuple
+from typing import Callable, Iterator, Mapping, NamedTuple
 
 from oz_worker import progress
 from oz_worker.containers import BROKEN_OFF, NO_ANSWER, Engine, answered, last_words
@@ -125,8 +125,8 @@ class Pull(NamedTuple):
     quiet: float
 
 
-def pull(engine: Engine, wanted: Pull, interrupt: int) -> None:
-    """Pull one image, for as long as *interrupt* is not readable.
+def pull(engine: Engine, wanted: Pull, interrupt: int, moved: Callable[[str], None] = lambda last: None) -> None:
+    """Pull one image, for as long as *interrupt* is not readable. *moved* hears how far it is, and must not block.
 
     Blocks the calling thread only; the engine ends the transfer when its program is gone. Raises PullFailed, EngineDown
     (also Interrupted), or EngineError when the program cannot be started.
@@ -142,6 +142,7 @@ def pull(engine: Engine, wanted: Pull, interrupt: int) -> None:
                 quiet=wanted.quiet,
                 shows_on="stderr" if engine.kind == "podman" else "stdout",
                 interrupt=interrupt,
+                moved=lambda last: moved(_brief(last)),
             )
     except SpawnError as error:
         raise EngineError(str(error)) from error

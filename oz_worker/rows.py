@@ -96,8 +96,8 @@ def save_task(db: sqlite3.Connection, row: TaskRow) -> None:
     db.execute(
         _SAVE,
         (
-            _text(row.key.task_id),
-            _text(row.key.execution_id),
+            storable(row.key.task_id),
+            storable(row.key.execution_id),
             row.attempt,
             row.unit,
             row.state.value,
@@ -119,7 +119,7 @@ def save_task(db: sqlite3.Connection, row: TaskRow) -> None:
             row.reason,
             row.exit_code,
             row.frame,
-            _text(row.remains),
+            storable(row.remains),
         ),
     )
 
@@ -128,7 +128,7 @@ def latest_attempt(db: sqlite3.Connection, key: Key) -> TaskRow | None:
     """The newest attempt of *key*, None when the key is unknown."""
     found = db.execute(
         f"SELECT {_COLUMNS} FROM tasks WHERE task_id = ? AND execution_id = ? ORDER BY attempt DESC LIMIT 1",
-        (_text(key.task_id), _text(key.execution_id)),
+        (storable(key.task_id), storable(key.execution_id)),
     ).fetchone()
     return _task(found) if found else None
 
@@ -167,7 +167,7 @@ def closed_tasks(db: sqlite3.Connection) -> list[TaskRow]:
 
 def tasks_of(db: sqlite3.Connection, task_id: str) -> list[TaskRow]:
     """Every attempt of every execution of *task_id*, oldest first."""
-    return _tasks(db, "task_id = ? ORDER BY accepted_at", (_text(task_id),))
+    return _tasks(db, "task_id = ? ORDER BY accepted_at", (storable(task_id),))
 
 
 def kept_past(db: sqlite3.Connection, now: float) -> list[TaskRow]:
@@ -192,8 +192,8 @@ def add_report(db: sqlite3.Connection, row: OutboxRow) -> int:
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         (
             row.unit,
-            _text(row.key.task_id),
-            _text(row.key.execution_id),
+            storable(row.key.task_id),
+            storable(row.key.execution_id),
             row.kind.value,
             row.origin,
             row.frame,
@@ -293,7 +293,7 @@ def _real(value: object) -> float | None:
     return None if value is None else float(str(value))
 
 
-def _text(value: str) -> str:
+def storable(value: str) -> str:
     """SQLite takes no lone surrogates; the id of a refused assignment may hold one."""
     return value.encode("utf-8", "backslashreplace").decode()
 

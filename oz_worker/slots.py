@@ -63,10 +63,15 @@ def prepare(state_dir: Path) -> None:
         probe.touch(mode=0o600)
         probe.unlink()
     except OSError as error:
-        raise NotUsable(
-            f"the state directory {state_dir} cannot be used ({error.strerror}); make it a directory that this user"
-            f" can write, or name another one with state_dir or --state-dir"
-        ) from None
+        raise unusable(state_dir, error) from None
+
+
+def unusable(state_dir: Path, error: OSError) -> NotUsable:
+    """What is said of a state directory in which nothing can be made."""
+    return NotUsable(
+        f"the state directory {state_dir} cannot be used ({error.strerror}); make it a directory that this user"
+        f" can write, or name another one with state_dir or --state-dir"
+    )
 
 
 def take(state_dir: Path, pinned: str = "", misfit: Callable[[Path], str] = lambda path: "") -> Slot:

@@ -187,6 +187,12 @@ class Rig:
             self.command_line(*arguments), env=self.env, capture_output=True, text=True, timeout=SAFETY, check=False
         )
 
+    def explained(self, *task: str) -> str:
+        """What `status --explain` says."""
+        done = self.run_command("status", "--state-dir", str(self.state_dir), "--explain", *task)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
     def instance_dirs(self) -> list[Path]:
         """The instance directories that exist."""
         return (

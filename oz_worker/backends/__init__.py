@@ -12,7 +12,7 @@ from oz_worker.settings import CommandOptions, DirectOptions, DockerOptions, Kub
 from oz_worker.slots import in_container
 
 if TYPE_CHECKING:
-    from oz_worker.backends.base import Backend
+    from oz_worker.backends.base import Backend, Capabilities
 
 OnDeath = Callable[[str, BaseException], None]
 
@@ -116,6 +116,15 @@ def _kubernetes(
         stop_grace=settings.stop_grace,
         on_death=on_death,
     )
+
+
+def refuse_shutdown(settings: Settings, capabilities: Capabilities) -> None:
+    """Raise NotUsable where `on_shutdown` asks for what the backend cannot do here."""
+    if settings.on_shutdown == "preserve" and not capabilities.survives_worker:
+        raise NotUsable(
+            "on_shutdown: preserve cannot work for the direct backend in a container, whose tasks die with it; set"
+            " on_shutdown to drain or cancel"
+        )
 
 
 def endpoint(settings: Settings, environ: Mapping[str, str]) -> str:

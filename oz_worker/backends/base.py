@@ -27,6 +27,10 @@ class Capabilities(NamedTuple):
     outlives_disk: bool = False
 
 
+def _nothing() -> str:
+    return ""
+
+
 class Unit:
     """One attempt of a task outside this process, and the order to end it. Shared by engine and backend.
 
@@ -49,6 +53,9 @@ class Unit:
         self._kill_at = 0.0
         self._hurried = False
         self._wake: Callable[[], None] | None = None
+        self._does: Callable[[], str] = _nothing
+        self.outside: Callable[[], str] = _nothing
+        """What it waits for outside, as far as whoever watches it knows; set by its backend."""
 
     @property
     def facts(self) -> ExitFacts | None:
@@ -111,6 +118,23 @@ class Unit:
             with self._changed:
                 self._wake = None
             waker.close()
+
+    def waits_for(self) -> str:
+        """What it waits for just now, in words for people; "" for nothing. From any thread, at any time."""
+        return self._does() or self.outside()
+
+    @contextlib.contextmanager
+    def waiting(self, what: Callable[[], str]) -> Iterator[None]:
+        """Meanwhile *what*, asked from any thread, says what the unit's own thread waits for.
+
+        May be nested: where the inner one says "", the outer one counts.
+        """
+        before = self._does
+        self._does = lambda: what() or before()
+        try:
+            yield
+        finally:
+            self._does = before
 
     def notify(self) -> None:
         """Make `wait` look at its predicate again. For backends whose own state is part of a predicate."""

@@ -89,7 +89,8 @@ class Supplies:
             answers = {name: under_way.enter_context(self.images.asked(name, unit)) for name in names}
             answers[image]()
             try:
-                return Ready(image, self.sidecars.mounts(wanted, unit, lambda name, _unit: answers[name]()))
+                with unit.waiting(lambda: "its sidecars, whose volumes are being filled"):
+                    return Ready(image, self.sidecars.mounts(wanted, unit, lambda name, _unit: answers[name]()))
             except EngineDown:
                 raise
             except EngineError as error:

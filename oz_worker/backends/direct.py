@@ -39,6 +39,32 @@ _LOST = "the agent's end was not recorded: it was killed or the host restarted; 
 _NEVER_RAN = "the worker stopped before the agent was started; run it again"
 
 
+def find_oz(options: DirectOptions, host: Mapping[str, str]) -> str:
+    """The agent's program: `oz_path`, else `oz` on the PATH of *host*. Raises NotUsable."""
+    given = options.oz_path
+    found = (given and os.path.abspath(given)) or shutil.which("oz", path=host.get("PATH", os.defpath))
+    if not found:
+        raise NotUsable("no program oz on PATH; install the Oz CLI or set backend.direct.oz_path")
+    try:
+        check_program(found, "/")
+    except SpawnError as error:
+        raise NotUsable(f"oz_path: {error}") from error
+    return found
+
+
+def check_directories(options: DirectOptions) -> None:
+    """Raise NotUsable for a directory that the operator has to make: `target_dir`, `harness_config_dirs`."""
+    target = os.path.abspath(options.target_dir)
+    if options.target_dir and not os.path.isdir(target):
+        raise NotUsable(f"target_dir {target} is not a directory; make it or correct the path")
+    for harness, path in options.harness_config_dirs.items():
+        if harness not in HARNESS_DIRECTORIES:
+            known = ", ".join(HARNESS_DIRECTORIES)
+            raise NotUsable(f"harness_config_dirs names {harness!r}; known are {known}")
+        if not os.path.isdir(os.path.expanduser(path)):
+            raise NotUsable(f"harness_config_dirs.{harness} {path} is not a directory; correct or remove it")
+
+
 class Direct(OnHost):
     """The backend `direct`. Its contract is `Backend`'s."""
 
@@ -79,17 +105,10 @@ class Direct(OnHost):
 
     def open(self) -> None:
         """Check directories and the agent's program, start the watcher. Raises NotUsable."""
-        self._oz = self._find_oz()
+        self._oz = find_oz(self._options, self._host)
         if self._root:
             self._root.open()
-        elif not os.path.isdir(self._target):
-            raise NotUsable(f"target_dir {self._target} is not a directory; make it or correct the path")
-        for harness, path in self._options.harness_config_dirs.items():
-            if harness not in HARNESS_DIRECTORIES:
-                known = ", ".join(HARNESS_DIRECTORIES)
-                raise NotUsable(f"harness_config_dirs names {harness!r}; known are {known}")
-            if not os.path.isdir(os.path.expanduser(path)):
-                raise NotUsable(f"harness_config_dirs.{harness} {path} is not a directory; correct or remove it")
+        check_directories(self._options)
         self._units.open()
 
     def unavailable(self) -> str:
@@ -101,17 +120,6 @@ class Direct(OnHost):
         if not os.access(self._oz, os.X_OK):
             return f"the agent's program {self._oz} is gone or not executable; install it again"
         return ""
-
-    def _find_oz(self) -> str:
-        given = self._options.oz_path
-        found = (given and os.path.abspath(given)) or shutil.which("oz", path=self._host.get("PATH", os.defpath))
-        if not found:
-            raise NotUsable("no program oz on PATH; install the Oz CLI or set backend.direct.oz_path")
-        try:
-            check_program(found, "/")
-        except SpawnError as error:
-            raise NotUsable(f"oz_path: {error}") from error
-        return found
 
     # -- one unit's life -----------------------------------------------------------------------------------------
 

@@ -50,7 +50,8 @@ class Hooks:
             order = Launch([_SHELL, "-c", self._options.setup_command], variables, workspace)
             timeout = self._options.setup_timeout
             try:
-                end = self._units.run_step(unit, run, order, step=SETUP, timeout=timeout, give_way=True)
+                with unit.waiting(lambda: "setup_command"):
+                    end = self._units.run_step(unit, run, order, step=SETUP, timeout=timeout, give_way=True)
             except (SpawnError, OSError) as error:
                 raise _setup_fault(None, f"setup_command could not be started: {error}") from error
             except Unreadable as error:

@@ -57,7 +57,7 @@ class Images:
     (0: no limit). *platform* is what the operator asked for, or ""; *engine_platform* is what the engine runs on.
 
     An image is looked at and pulled on a thread of `Shared`, which is ended there when nobody waits any more. The lock
-    guards what is known and what was warned of, and is never held while anything runs.
+    guards what is known, how far pulls are and what was warned of, and is never held while anything runs.
     """
 
     def __init__(
@@ -82,6 +82,7 @@ class Images:
         self._shared: Shared[str, ImageFacts] = Shared("image", self._obtain, on_death)
         self._lock = threading.Lock()
         self._known: dict[str, ImageFacts] = {}
+        self._pulling: dict[str, str] = {}  # how far each pull is
         self._warned: set[str] = set()
 
     def ready(self, reference: str, unit: Unit) -> ImageFacts:
@@ -103,7 +104,17 @@ class Images:
             yield lambda: known
             return
         with self._shared.asked(reference, unit) as answer:
-            yield answer
+
+            def waited() -> ImageFacts:
+                with unit.waiting(lambda: self._progress_of(reference)):
+                    return answer()
+
+            yield waited
+
+    def _progress_of(self, reference: str) -> str:
+        with self._lock:
+            last = self._pulling.get(reference)
+        return f"the image {shown(reference)}" + ("" if last is None else f", which is being pulled: {last}")
 
     def forget(self, reference: str) -> None:
         """The facts turned out wrong, for instance because somebody removed the image: look again next time."""
@@ -142,7 +153,8 @@ class Images:
         began = time.monotonic()
         logger.info("pulling image %s", shown(reference))
         try:
-            self._pull_again_if_broken(wanted, interrupt)
+            with self._told(reference) as moved:
+                self._pull_again_if_broken(wanted, interrupt, moved)
         except PullFailed as error:
             self._meters.observe("oz_worker_image_pull_seconds", time.monotonic() - began, result="failed")
             # Looked for also because an engine that hangs or ends looks like a registry that does.
@@ -161,15 +173,30 @@ class Images:
         logger.info("image %s pulled in %s", shown(reference), format_duration(taken))
         return found
 
-    def _pull_again_if_broken(self, wanted: Pull, interrupt: int) -> None:
+    @contextlib.contextmanager
+    def _told(self, reference: str) -> Iterator[Callable[[str], None]]:
+        """What hears of the progress of a pull, for as long as that takes."""
+
+        def moved(last: str) -> None:
+            with self._lock:
+                self._pulling[reference] = last
+
+        moved("nothing has come yet")
         try:
-            pulls.pull(self._engine, wanted, interrupt)
+            yield moved
+        finally:
+            with self._lock:
+                self._pulling.pop(reference, None)
+
+    def _pull_again_if_broken(self, wanted: Pull, interrupt: int, moved: Callable[[str], None]) -> None:
+        try:
+            pulls.pull(self._engine, wanted, interrupt, moved)
         except PullFailed as error:
             if error.why is not Why.BROKEN_OFF:
                 raise
             self._engine.image(wanted.reference, interrupt=interrupt)  # raises EngineDown if it was the engine
             logger.info("pulling image %s again: %s", shown(wanted.reference), error)
-            pulls.pull(self._engine, wanted, interrupt)
+            pulls.pull(self._engine, wanted, interrupt, moved)
 
     def _warn(self, reference: str, error: PullFailed) -> None:
         """Once, until a pull of this image succeeds."""

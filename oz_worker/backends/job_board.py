@@ -6,6 +6,7 @@ uid is known by that: one that bears the same name before or after it is another
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
@@ -49,6 +50,7 @@ class Card:
         self.asks = False  # a list is to be asked for
         self.gone_at = _FAR  # from then on it does not exist any more
         self.judged = False  # its verdict is spoken
+        self.began = False  # its agent was seen to run
 
     @property
     def gone(self) -> bool:
@@ -81,8 +83,8 @@ class Board:
         self._look = look
         self._lock = threading.Lock()
         self._cards: dict[str, Card] = {}
-        self._began = {"jobs": 0.0, "pods": 0.0}  # when the last lists began; the watch's thread only, as the next two
-        self._events: dict[str, list[Object]] = {}  # by the uid of what they are about
+        self._began = {"jobs": 0.0, "pods": 0.0}  # when the last lists began; the watch's thread only, as the last one
+        self._events: dict[str, list[Object]] = {}  # by the uid of what they are about; its lists only grow
         self._events_at = 0.0
 
     # -- from any thread
@@ -92,6 +94,7 @@ class Board:
         with self._lock:
             card = self._cards.setdefault(unit.name, Card(unit))
             card.unit = unit
+            unit.outside = functools.partial(self._waits_for, unit.name)
             if job is not None:
                 if card.job is None or card.job["metadata"]["uid"] != job["metadata"]["uid"]:
                     card.job = job_facts.pruned(job)  # else the watch was faster, and knows more
@@ -116,6 +119,17 @@ class Board:
         """What is known of a unit; to be read only."""
         with self._lock:
             return self._cards.get(name)
+
+    def _waits_for(self, name: str) -> str:
+        """What keeps the agent of a unit from starting."""
+        with self._lock:
+            card = self._cards.get(name)
+            if card is None or card.job is None or card.judged or card.began:
+                return ""
+            card.began = started(card)  # remembered: of those that run nothing is asked again
+            if card.began:
+                return ""
+            return job_facts.waits_for(self._seen(card, card.job, False), self._limits)
 
     def is_gone(self, name: str) -> bool:
         """Whether the unit's Job is proven gone."""
@@ -279,10 +293,12 @@ class Board:
         return now < card.look_at
 
     def _verdict(self, card: Card, job: Object, fresh: bool) -> job_facts.Verdict:
+        return job_facts.judge(self._seen(card, job, fresh), self._limits, time.monotonic())
+
+    def _seen(self, card: Card, job: Object, fresh: bool) -> job_facts.Seen:
         owners = [job, *card.pods.values()]
         events = [event for owner in owners for event in self._events.get(str(owner["metadata"]["uid"]), ())]
-        seen = job_facts.Seen(job, tuple(card.pods.values()), tuple(events), card.waits, fresh)
-        return job_facts.judge(seen, self._limits, time.monotonic())
+        return job_facts.Seen(job, tuple(card.pods.values()), tuple(events), card.waits, fresh)
 
     def _vanished(self, card: Card) -> None:
         with self._lock:

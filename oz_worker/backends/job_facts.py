@@ -223,6 +223,18 @@ def _waiting(job: Job, pod: Pod | None, events: Sequence[Event], limits: Limits)
     return next((wait.text for wait in waits), "")
 
 
+def waits_for(seen: Seen, limits: Limits) -> str:
+    """What a Job whose agent has not begun waits for, in our words and the cluster's; "" when it has begun."""
+    job = read_job(seen.job)
+    pods = read_pods(seen.pods, job.uid)
+    if any(pod.agent_began for pod in pods):
+        return ""
+    events = read_events(seen.events, (job.uid, *(pod.uid for pod in pods)))
+    found = job_waits.of_pod(pods[-1], events, limits) if pods else job_waits.of_job(job, events, limits)
+    told = next((f"{wait.what}.{job_words.said(wait.text)} {wait.cure}" for wait in found), "")
+    return told or (f"the {pods[-1].place} to start" if pods else f"the cluster to make a pod for the {job.place}")
+
+
 def _code(pod: Pod | None) -> int | None:
     task = pod.container(TASK) if pod is not None else None
     return task.end.code if task is not None and task.end is not None else None

@@ -33,18 +33,19 @@ class Patience:
         Unanswered once the limit has passed.
         """
         deadline = Deadline(self.limit) if self.limit else None
-        pause, said = FIRST, False
-        while True:
-            try:
-                return act()
-            except Unanswered as error:
-                self._heard()
-                if unit.cause is None and deadline is not None and deadline.passed():
-                    raise
-                if not said:
-                    logger.warning("unit %s waits for %s: %s", unit.name, self._whom, error)
-                said = True
-            unit.wait_until(lambda: unit.cause is not None, pause)
-            if unit.cause is not None:
-                raise Stopped(f"unit {unit.name} was stopped while it waited for {self._whom}")
-            pause = min(pause * 2, LONGEST)
+        pause, said = FIRST, ""
+        with unit.waiting(lambda: said and f"{self._whom}, which does not answer: {said}"):
+            while True:
+                try:
+                    return act()
+                except Unanswered as error:
+                    self._heard()
+                    if unit.cause is None and deadline is not None and deadline.passed():
+                        raise
+                    if not said:
+                        logger.warning("unit %s waits for %s: %s", unit.name, self._whom, error)
+                    said = str(error)
+                unit.wait_until(lambda: unit.cause is not None, pause)
+                if unit.cause is not None:
+                    raise Stopped(f"unit {unit.name} was stopped while it waited for {self._whom}")
+                pause = min(pause * 2, LONGEST)

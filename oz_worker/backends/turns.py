@@ -30,12 +30,16 @@ class Turns:
 
         *wait* is for how many seconds at most: then *busy*, because turns that long mean an engine that hangs.
         """
+        with unit.waiting(lambda: "its turn: others are being started") if unit else contextlib.nullcontext():
+            self._wait(unit, wait)
+        try:
+            yield
+        finally:
+            self._free.release()
+
+    def _wait(self, unit: Unit | None, wait: float | None) -> None:
         while not self._free.acquire(timeout=_LOOK_SECONDS if unit else wait):
             if unit is None:
                 raise self._busy("other calls took all turns all the time; is it well?")
             if unit.cause is not None:
                 raise Stopped(f"unit {unit.name} was stopped while it waited for its turn")
-        try:
-            yield
-        finally:
-            self._free.release()

@@ -11,7 +11,7 @@ from oz_worker.errors import ConfigurationError
 
 COMMANDS = {
     "run": "connect and run tasks (the default)",
-    "check": "check the configuration, and the cluster of kubernetes; exit 0 when usable, 2 or 3 when not",
+    "check": "try everything out: configuration, network, key, backend, disk; exit 0, 2 or 3",
     "status": "show what runs",
     "drain": "let a running worker finish its tasks and exit",
     "logs": "print the output of a task",
@@ -26,6 +26,7 @@ class _Flag(NamedTuple):
     metavar: str = ""  # "" is a switch
     repeat: bool = False
     hidden: bool = False
+    optional: bool = False  # it may stand without its value, which then is ""
 
 
 _FILE = _Flag(("--config-file",), "configuration in YAML (see config.example.yaml)", "PATH")
@@ -79,8 +80,20 @@ _LOOKING = (
 )
 _PER_COMMAND = {
     "run": RUN,
-    "check": (*RUN, _Flag(("--print-config",), "print the merged configuration, secrets masked, with origins")),
-    "status": _LOOKING,
+    "check": (
+        *RUN,
+        _Flag(("--print-config",), "print the merged configuration, secrets masked, with origins, and try nothing"),
+        _Flag(("--json",), "for programs"),
+    ),
+    "status": (
+        *_LOOKING,
+        _Flag(
+            ("--explain",),
+            "why it takes no task, and what it rejected; or what a task waits for",
+            "TASK",
+            optional=True,
+        ),
+    ),
     "drain": (*_LOOKING, _Flag(("--wait",), "wait until it has exited, at most so long", "DURATION")),
     "logs": _LOOKING[:4],
     "dev": (
@@ -132,6 +145,8 @@ def _parser(command: str) -> argparse.ArgumentParser:
         text = argparse.SUPPRESS if flag.hidden else flag.help
         if not flag.metavar:
             parser.add_argument(*flag.names, action="store_true", help=text)
+        elif flag.optional:
+            parser.add_argument(*flag.names, nargs="?", const="", metavar=flag.metavar, help=text)
         else:
             action = "append" if flag.repeat else "store"
             parser.add_argument(*flag.names, action=action, metavar=flag.metavar, help=text)

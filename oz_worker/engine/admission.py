@@ -27,6 +27,7 @@ from oz_worker.engine.cancellation import Cancellation
 from oz_worker.engine.disk import DiskGuard, most_by_descriptors
 from oz_worker.engine.follow import Follower
 from oz_worker.engine.instance import Instance
+from oz_worker.engine.notes import Notes
 from oz_worker.engine.outbox import Outbox
 from oz_worker.engine.output import Output
 from oz_worker.engine.past import Past
@@ -101,7 +102,8 @@ class Engine:
         self._on_change = on_change
         self._on_death = on_death
         self.registry = Registry(meters)
-        self._disk = DiskGuard(limits.disk_paths, min_free=limits.min_free_disk, min_inodes=limits.min_free_inodes)
+        self._disk, self._noted_disk = _guard(limits), _guard(limits)  # for the store's thread, and for upkeep's
+        self.notes = Notes(primary.store, self._waits, self._obstacle)
         wanted = limits.max_concurrent_tasks if limits.max_concurrent_tasks > 0 else MOST_THREADS
         self.most = most_by_descriptors(wanted)
         if limits.max_concurrent_tasks > self.most:
@@ -318,7 +320,7 @@ class Engine:
         row = self._latest(db, key)
         if row is not None and not _may_run_again(row):
             return functools.partial(self._repeat_of_ended, row)
-        refusal, why = self._refusal()
+        refusal, why = self._refusal(self._disk)
         if refusal is not None:
             return functools.partial(self._reject, key, refusal, connection, why, spec.title)
         if row is None and (row := self.past.unserved(key, {instance.id for instance in self.instances})) is not None:
@@ -346,7 +348,7 @@ class Engine:
             return task.row
         return rows.latest_attempt(db, key) or self.past.latest(key)
 
-    def _refusal(self) -> tuple[Refusal | None, str]:
+    def _refusal(self, disk: DiskGuard) -> tuple[Refusal | None, str]:
         """Why no new task is taken just now, with a sentence for the log where there is more to say."""
         taken, alive = self.registry.counts()
         if self._closed_for is not None:
@@ -354,12 +356,21 @@ class Engine:
         if self.limits.most_tasks and self.accepted >= self.limits.most_tasks:
             return Refusal.ONE_SHOT if self.limits.one_shot else Refusal.DRAINING, ""
         if taken >= self.most or alive >= self.most + MOST_THREADS:
-            return Refusal.AT_CAPACITY, f"{taken} tasks"
-        if trouble := self._disk.trouble():
+            return Refusal.AT_CAPACITY, f"{taken} tasks of at most {self.most}"
+        if trouble := disk.trouble():
             return Refusal.DISK, trouble
         if trouble := self.primary.backend.unavailable():
             return Refusal.BACKEND, trouble
         return None, ""
+
+    def _obstacle(self) -> str:
+        """Why no new task is taken just now, for people; "" when one is. Upkeep's thread only."""
+        refusal, why = self._refusal(self._noted_disk)
+        return "" if refusal is None else refusal.wire + (f": {why}" if why else "")
+
+    def _waits(self) -> list[tuple[TaskRow, str]]:
+        """What each task waits for."""
+        return [(task.row, task.unit.waits_for()) for task in self.tasks()]
 
     def _new_row(self, key: Key, attempt: int) -> TaskRow:
         now = time.time()
@@ -455,7 +466,12 @@ class Engine:
         logger.info("task %s rejected: %s%s", key.task_id, refusal.wire, f" ({why})" if why else "")
         self.meters.count("oz_worker_tasks_rejected_total", reason=refusal.label)
         self._trace(key, title, "task.rejected", reason=refusal.label)
+        self.notes.rejected(key, refusal, why)
         self.outbox.reject(key, self.encode(Report(ReportKind.REJECTED, key, refusal.wire)), connection)
+
+
+def _guard(limits: Limits) -> DiskGuard:
+    return DiskGuard(limits.disk_paths, min_free=limits.min_free_disk, min_inodes=limits.min_free_inodes)
 
 
 def _may_run_again(row: TaskRow) -> bool:

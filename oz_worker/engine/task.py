@@ -153,7 +153,8 @@ class Task:
             self.unit.wait_for_end_or_stop()
             facts = self.unit.facts
             if self.unit.cause is not None or facts is None:
-                facts = self.instance.backend.stop(self.unit)
+                with self.unit.waiting(lambda: "the end of everything that belongs to it: TERM, stop_grace, KILL"):
+                    facts = self.instance.backend.stop(self.unit)
                 self._stopped = True
             return facts
         except Stopped:
@@ -279,7 +280,8 @@ class Task:
         if self.row.state is State.ENDING and not self.released:
             if not self._stopped and not self.row.remains:
                 self.row.remains = self._guarded(lambda: backend.stragglers(unit))
-            self._say_trouble("teardown", self._guarded(lambda: backend.teardown(unit)))
+            with unit.waiting(lambda: "teardown_command"):
+                self._say_trouble("teardown", self._guarded(lambda: backend.teardown(unit)))
             self._release()
         if self.row.state is State.ENDING:
             self._await_proof()
@@ -365,10 +367,11 @@ class Task:
         self.awaiting_proof = True
         self._around.waits_for_proof()
         self.unit.order_stop(Cause.SHUTDOWN, 0)
-        while self.row.remains:
-            self.row.remains = self._guarded(lambda: self.instance.backend.stop(self.unit).remains)
-            if self.row.remains:
-                self.unit.wait(PROOF_SECONDS)
+        with self.unit.waiting(lambda: f"the proof that {self.row.remains} is gone; its slot stays taken until then"):
+            while self.row.remains:
+                self.row.remains = self._guarded(lambda: self.instance.backend.stop(self.unit).remains)
+                if self.row.remains:
+                    self.unit.wait(PROOF_SECONDS)
         self.awaiting_proof = False
         logger.info("task %s: everything is gone now", self.key.task_id)
         self._around.slot_freed(self)

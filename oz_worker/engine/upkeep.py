@@ -60,10 +60,12 @@ class Upkeep:
             if time.monotonic() >= next_look:
                 next_look = time.monotonic() + LOOK_SECONDS
                 self._look()
+            self._engine.notes.look()
             if self._wake.wait(vitals.wait(LATE_WRITES_SECONDS)):
                 self._wake.clear()
                 self._remove_heard()
             if self._stop.is_set():
+                self._engine.notes.look()
                 return
             self._late_writes()
 

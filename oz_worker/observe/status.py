@@ -19,17 +19,23 @@ from typing import Any, Sequence
 from oz_worker import rows, slots
 from oz_worker.errors import ExitCode, NotUsable
 from oz_worker.lifecycle import FINAL
+from oz_worker.observe import explain
 from oz_worker.observe.logs import lines_of
 from oz_worker.rows import TaskRow
 from oz_worker.slots import Holder
 from oz_worker.timing import Deadline, format_duration
 
 CHECK_SECONDS = 0.1
+SHOWN = 10
+"""So many rejections are shown to people; `--json` has all that are kept."""
 
 
-def status_command(state_dirs: Sequence[str], *, instance_id: str, all_instances: bool, as_json: bool) -> int:
-    """Print what runs, since when, what waits to be delivered, and how the link is. 3 when no worker runs."""
-    accounts = [account_of(path) for path in _chosen(state_dirs, instance_id)]
+def status_command(
+    state_dirs: Sequence[str], *, instance_id: str, all_instances: bool, as_json: bool, explained: bool = False
+) -> int:
+    """Print what runs, since when, what waits to be delivered, and how the link is; with *explained* also why no task
+    is taken and what was rejected. 3 when no worker runs."""
+    accounts = [account_of(path, explained=explained) for path in _chosen(state_dirs, instance_id)]
     shown = [account for account in accounts if account["running"] or all_instances]
     if as_json:
         sys.stdout.write(json.dumps(shown, indent=2) + "\n")
@@ -38,6 +44,38 @@ def status_command(state_dirs: Sequence[str], *, instance_id: str, all_instances
     if any(account["running"] for account in accounts):
         return ExitCode.STOPPED
     raise NotUsable(f"no worker runs in {' or '.join(state_dirs)}; start one, or name its directory with --state-dir")
+
+
+def explain_command(state_dirs: Sequence[str], *, task_id: str, instance_id: str, as_json: bool) -> int:
+    """Print what is known of a task: where it stands, what it waits for, why it was rejected. 3 if that is nothing."""
+    attempts: list[dict[str, Any]] = []
+    rejected: list[dict[str, Any]] = []
+    for path in _chosen(state_dirs, instance_id):
+        running = _holder(path) is not None
+        with _reading(path) as db:
+            found = rows.tasks_of(db, task_id) if db is not None else []
+            waiting = rows.reports(db) if db is not None else []
+            facts = _facts(db) if db is not None else {}
+        rejected += explain.rejections(facts, rows.storable(task_id))
+        for row in found:
+            about = {"instance": path.name, "execution_id": row.key.execution_id, "attempt": row.attempt}
+            about |= {"state": row.state.value, "running": running}
+            attempts.append({**about, "sentences": explain.of_task(row, waiting, facts, running=running)})
+    if not attempts and not rejected:
+        raise NotUsable(
+            f"nothing is known of task {task_id} in {' or '.join(state_dirs)}: it was not offered to a worker here (its"
+            " id and the worker's, case included?), or that was long ago, or another directory is meant (--state-dir)"
+        )
+    if as_json:
+        answer = {"task_id": task_id, "attempts": attempts, "rejections": rejected}
+        sys.stdout.write(json.dumps(answer, indent=2) + "\n")
+        return ExitCode.STOPPED
+    for attempt in attempts:
+        name = lines_of("/".join(filter(None, (task_id, attempt["execution_id"]))))
+        lines = "".join(f"  {lines_of(sentence)}\n" for sentence in attempt["sentences"])
+        sys.stdout.write(f"task {name}, attempt {attempt['attempt']} ({attempt['instance']}):\n{lines}")
+    sys.stdout.write("".join(f"{lines_of(explain.of_rejection(one))}\n" for one in rejected))
+    return ExitCode.STOPPED
 
 
 def drain_command(
@@ -148,7 +186,11 @@ def _reading(path: Path) -> Any:
             db.close()
 
 
-def account_of(path: Path) -> dict[str, Any]:
+def _facts(db: sqlite3.Connection) -> dict[str, Any]:
+    return {name: json.loads(text) for name, text in rows.facts(db).items()}
+
+
+def account_of(path: Path, *, explained: bool = False) -> dict[str, Any]:
     """What is known of the instance in *path*, as `--json` prints it. Read from beside it, from any thread."""
     found = _holder(path)
     account: dict[str, Any] = {"instance": path.name, "directory": str(path), "running": found is not None}
@@ -161,8 +203,11 @@ def account_of(path: Path) -> dict[str, Any]:
             return account
         waiting = rows.reports(db)
         tasks = rows.open_tasks(db)
-        facts = {name: json.loads(text) for name, text in rows.facts(db).items()}
-    account["facts"] = facts
+        facts = _facts(db)
+    if explained and found is not None:
+        why_not = explain.why_not_ready(facts)
+        account["explain"] = {"ready": not why_not, "why_not": why_not, "rejections": explain.rejections(facts)}
+    account["facts"] = {name: fact for name, fact in facts.items() if name not in explain.NOTED}
     account["tasks"] = [_task(row) for row in tasks if row.state not in FINAL]
     account["outbox"] = {
         "undelivered": sum(1 for report in waiting if not report.held),
@@ -208,6 +253,9 @@ def _for_people(account: dict[str, Any]) -> str:
         name = lines_of("/".join(filter(None, (task["task_id"], task["execution_id"]))))
         why = f" ({task['ending_because']})" if task["ending_because"] else ""
         lines.append(f"    {name}: {task['state']}{why} for {format_duration(max(0.0, task['seconds']))}")
+    if (explained := account.get("explain")) is not None:
+        lines += [f"  takes no task: {lines_of(why)}" for why in explained["why_not"]] or ["  takes tasks"]
+        lines += [f"  {lines_of(explain.of_rejection(one))}" for one in explained["rejections"][-SHOWN:]]
     return "\n".join(lines) + "\n"
 
 

@@ -61,10 +61,12 @@ def test_beyond_the_limit_the_task_fails_and_its_slot_waits_for_the_proof(outage
     worker.wait_log("running, output")  # a dockerd that does not know so yet would take its containers along
     gone_at = time.monotonic()
     rig.engine.stop()
-    worker.wait_log("the engine does not answer")
+    worker.wait_log("the docker engine does not answer")
     refused = rig.submit("exit 0", requeue=False)
     rig.plane.wait_for(lambda: refused.state == "rejected", SAFETY, "a rejection")
     assert refused.frames(REJECTED)[0].reason == "backend unavailable"
+    until(lambda: "backend unavailable: the docker engine does not answer" in rig.explained(), "the engine's silence")
+    assert "backend unavailable (the docker engine does not answer" in rig.explained(refused.task_id)
     rig.plane.wait_acknowledged(task, timeout=SAFETY)
     assert task.ended_at is not None
     assert task.ended_at - gone_at >= LIMIT
@@ -72,9 +74,11 @@ def test_beyond_the_limit_the_task_fails_and_its_slot_waits_for_the_proof(outage
     assert f"has not answered for {LIMIT:g}s" in task.terminal.message
     assert "raise backend.docker.engine_down_timeout" in task.terminal.message
     assert "Not confirmed gone: container oz-" in task.terminal.message
+    proof = "it waits for the proof that container oz-"
+    until(lambda: proof in rig.explained(task.task_id), "what the task waits for")
     rig.engine.start_again()
     killing.reached()
-    until(lambda: "the engine answers again" in worker.log, "the engine's return")
+    until(lambda: "the docker engine answers again" in worker.log, "the engine's return")
     other = rig.submit(f"echo up > $HOME/other; {WAITS}")
     rig.written("other")
     third = rig.submit("exit 5", requeue=False)

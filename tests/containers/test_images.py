@@ -200,12 +200,16 @@ def test_a_pull_ends_with_its_last_waiter(engine: Client, registry: Registry, ba
     assert one.unit.waits.wait(SAFETY)
     assert two.unit.waits.wait(SAFETY)
     until(lambda: not no_helper_of(engine), "the pull")
+    for task in (one, two):
+        until(lambda task=task: "B/1" in task.unit.waits_for(), "the progress")  # type: ignore[misc]
+        assert task.unit.waits_for().startswith(f"the image {reference}, which is being pulled: ")
     one.unit.order_stop(Cause.CANCEL, 0)
     assert isinstance(one.end(), Stopped)
     assert two.is_alive()
     assert not no_helper_of(engine)
     two.unit.order_stop(Cause.CANCEL, 0)
     assert isinstance(two.end(), Stopped)
+    assert one.unit.waits_for() == two.unit.waits_for() == ""
     until(lambda: no_helper_of(engine), "the end of the pull")
     until(lambda: "image" not in [thread.name for thread in threading.enumerate()], "the end of the thread")
     assert engine.cli("image", "inspect", reference, check=False).returncode == 1

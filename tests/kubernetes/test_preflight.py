@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,9 @@ import pytest
 import yaml
 
 from oz_worker.backends.job_object import ROLE, ROLE_PREFLIGHT
+from oz_worker.devplane.server import ControlPlane
 from oz_worker.errors import NotUsable
+from tests.checks.asked import Answer, asked
 from tests.cluster.access import Rule
 from tests.cluster.cluster import Cluster
 from tests.cluster.resources import EVENTS, JOBS, PODS
@@ -185,32 +188,50 @@ def test_what_a_killed_preflight_left_is_removed_by_the_next(site: KubernetesSit
 # -- check
 
 
-def check(cluster: Cluster, place: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+def check(cluster: Cluster, place: Path, **options: Any) -> Answer:
+    """`check` with a server that is well."""
     chosen = {**options_for(cluster, place), "api_timeout": "10s", "preflight_timeout": "5s", **options}
-    config = place / "config.yaml"
-    config.write_text(yaml.safe_dump({"worker_id": "w", "backend": {"kubernetes": chosen}}))
-    command = [sys.executable, "-m", "oz_worker", "check", "--config-file", str(config)]
-    environment = {"PATH": "/usr/bin:/bin", "HOME": str(place), "WARP_API_KEY": "wk-1"}
-    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    with ControlPlane() as plane:
+        config = {"worker_id": "w", "web_socket_url": plane.url, "backend": {"kubernetes": chosen}}
+        return asked(place, config, "--state-dir", str(place / "state"), WARP_API_KEY=plane.key)
 
 
 def test_check_tries_cluster_permissions_and_image(guarded: KubernetesSite, tmp_path: Path) -> None:
     done = check(guarded.cluster, tmp_path, pod_template=pod_template(tmp_path))
-    assert (done.returncode, done.stderr) == (0, "")
-    lines = done.stdout.splitlines()
-    assert lines[1].startswith("cluster: Kubernetes v1.32.0, kubernetes namespace default of ")
-    assert lines[2:] == [
-        "permissions: all that is needed",
-        "image: busybox was pulled and run as root in an init container",
-    ]
+    assert (done.code, set(done.results().values())) == (0, {"ok"}), done.all_text
+    assert done.tests["cluster"]["said"].startswith("Kubernetes v1.32.0, kubernetes namespace default of ")
+    assert done.tests["permissions"]["said"] == "all that is needed"
+    assert done.tests["image"]["said"] == "busybox was pulled and run as root in an init container"
     eventually(lambda: guarded.jobs() == [])
 
 
 def test_check_says_what_is_wrong_with_exit_3(guarded: KubernetesSite, tmp_path: Path) -> None:
     done = check(guarded.cluster, tmp_path, kubeconfig=guarded.allow())
-    assert done.returncode == 3
-    assert "this account may not create jobs, get jobs, list jobs, delete jobs, list pods" in done.stderr
+    assert done.code == 3
+    said = done.tests["permissions"]["said"]
+    assert "this account may not create jobs, get jobs, list jobs, delete jobs, list pods" in said
+    assert done.results()["image"] == "skipped"
     done = check(guarded.cluster, tmp_path, preflight_image="registry.example/none:1")
-    assert done.returncode == 3
-    assert "registry.example/none:1" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.code == 3
+    assert "registry.example/none:1" in done.tests["image"]["said"]
+    done = check(guarded.cluster, tmp_path, kubeconfig=str(tmp_path / "none"))
+    assert "does not exist" in done.tests["cluster"]["said"]
+    assert done.results()["permissions"] == "skipped"
+
+
+def test_a_check_that_is_told_to_stop_leaves_no_job(site: KubernetesSite, tmp_path: Path) -> None:
+    hold = site.cluster.faults.hold_pods()
+    config = tmp_path / "config.yaml"
+    options = {**options_for(site.cluster, tmp_path), "api_timeout": "10s"}
+    config.write_text(yaml.safe_dump({"worker_id": "w", "backend": {"kubernetes": options}}))
+    words = [sys.executable, "-m", "oz_worker", "check", "--config-file", str(config), "--state-dir", str(tmp_path)]
+    child = subprocess.Popen(words, env={**os.environ, "WARP_API_KEY": "wk-1"}, cwd=ROOT, stdout=subprocess.DEVNULL)
+    try:
+        eventually(lambda: len(site.jobs()) == 1)
+        child.terminate()
+        assert child.wait(60) == 143
+    finally:
+        child.kill()
+        child.wait()
+    assert site.jobs() == []
+    hold.end()

@@ -188,7 +188,10 @@ def is_told(site: KubernetesSite, case: Case, limits: Limits | None = None) -> N
         if case.then is not None:
             eventually(lambda: backend.tail(unit, 10))
             case.then(site, site.pods(unit)[0]["metadata"]["name"])
+        if case.reason is Reason.UNSCHEDULABLE:
+            eventually(lambda: case.words in unit.waits_for(), "what it waits for")
         facts = ended(unit)
+        assert unit.waits_for() == ""
         assert (facts.reason, facts.agent_started) == (case.reason, case.ran), facts
         assert case.words in facts.detail
         if case.code is not None:

@@ -54,12 +54,6 @@ def test_a_wrong_configuration_is_sentences_and_exit_2(tmp_path: Path) -> None:
         assert "wk-hidden" not in result.stderr
 
 
-def test_a_usable_configuration_checks_with_exit_0() -> None:
-    result = oz_worker("check", "--config-file", str(FIXTURES / "direct.yaml"), WARP_API_KEY="k")
-    assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout.startswith("The configuration is usable.")
-
-
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

@@ -44,7 +44,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("dialects",),
     ("observe",),
     ("signals", "stopping", "portions", "measuring", "daemon"),
-    ("config", "cli", "check", "devplane", "__main__"),
+    ("config", "cli", "check", "checks", "devplane", "__main__"),
 )
 """Lowest first. A name stands for the module or the whole package; the longest name that fits counts."""
 

@@ -1,0 +1,1 @@
+"""`check`: each test of it against what it is meant to find."""

@@ -1,0 +1,174 @@
+"""Files and directories: what cannot be read, written or taken, and that a running worker is not disturbed."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from oz_worker.checks import host, places
+from oz_worker.redact import Secret
+from oz_worker.settings import DirectOptions, Settings
+from tests.checks.asked import KEY, asked, command, found
+from tests.rawserver import refused_port
+from tests.rig import Rig
+
+
+def settings(place: Path, **more: Any) -> Settings:
+    defaults: dict[str, Any] = {"api_key": Secret(KEY), "state_dir": str(place / "state")}
+    options = DirectOptions(workspace_root=str(place / "ws"))
+    return Settings(worker_id="w", backend="direct", options=options, **{**defaults, **more})
+
+
+def test_a_key_file_for_all_to_read_and_one_that_went_away(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text(KEY + "\n")
+    file.chmod(0o644)
+    chosen = settings(tmp_path, api_key_file=str(file))
+    shown = found(places.probes(chosen, {}, "api_key_file"))
+    assert shown["key"].outcome.value == "warning"
+    assert shown["key"].cure == f"chmod 600 {file}"
+    file.chmod(0o600)
+    assert found(places.probes(chosen, {}, "api_key_file"))["key"].outcome.value == "ok"
+    file.write_text("two words")
+    assert "holds blanks" in found(places.probes(chosen, {}, "api_key_file"))["key"].said
+    file.unlink()
+    shown = found(places.probes(chosen, {}, "api_key_file"))
+    assert shown["key"].outcome.value == "failed"
+    assert f"the key file {file} cannot be read" in shown["key"].said
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Any:
+    """A disk of 1 MiB with room for few files."""
+    place = tmp_path / "tiny"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,nr_inodes=50", "tmpfs", str(place)], check=True)
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_disks_that_are_low_full_or_read_only(tmp_path: Path, tiny: Path) -> None:
+    shown = found(places.probes(settings(tiny), {}, "x"))
+    assert shown["state"].outcome.value == "ok"
+    assert f"{tiny} has 1 MiB free, min_free_disk asks for 512" in shown["disk"].said
+    assert found(places.probes(settings(tiny, min_free_disk=0, min_free_inodes=0), {}, "x"))["disk"].said.startswith(
+        "at least 1 MiB free"
+    )
+    shown = found(places.probes(settings(tiny, min_free_disk=0, min_free_inodes=100), {}, "x"))
+    assert "inodes free, min_free_inodes asks for 100" in shown["disk"].said
+    subprocess.run(["mount", "-o", "remount,ro", str(tiny)], check=True)
+    for place in (tiny, tiny / "deep"):
+        shown = found(places.probes(settings(tmp_path, state_dir=str(place)), {}, "x"))
+        assert f"the state directory {place} cannot be used (Read-only file system)" in shown["state"].said
+        assert shown["instance"].outcome.value == "skipped"
+    (tmp_path / "file").touch()
+    shown = found(places.probes(settings(tmp_path, state_dir=str(tmp_path / "file" / "below")), {}, "x"))
+    assert "Not a directory" in shown["state"].said
+
+
+def test_a_check_beside_a_running_worker_tells_of_it_and_does_not_disturb_it(rig: Rig) -> None:
+    listen = f"127.0.0.1:{refused_port()}"
+    worker = rig.start("--instance-id", "pinned", "--health-listen", listen)
+    connections = len(rig.plane.connections)
+    config = {**rig.config, "web_socket_url": rig.plane.url, "instance_id": "pinned", "health_listen": listen}
+    before = {path: path.stat().st_ino for path in rig.state_dir.rglob("*")}
+    answer = asked(rig.place, config, WARP_API_KEY=rig.plane.key)
+    assert answer.code == 0, answer.all_text
+    assert answer.results()["instance"] == "warning"
+    assert answer.tests["instance"]["said"] == f"the instance pinned is held by process {worker.pid}"
+    assert answer.results()["ports"] == "warning"
+    assert f"it may be process {worker.pid}, the worker that runs here" in answer.tests["ports"]["said"]
+    assert answer.results()["server"] == "skipped"
+    assert f"process {worker.pid}, which runs with this worker id; its own link: connected" in answer.all_text
+    assert answer.results()["clock"] == "ok"
+    assert {path: path.stat().st_ino for path in rig.state_dir.rglob("*")} == before
+    other = asked(rig.place, {**config, "worker_id": "another", "instance_id": "other"}, WARP_API_KEY=rig.plane.key)
+    assert other.tests["instance"]["said"] == f"process {worker.pid} holds pinned"
+    assert other.results()["server"] == "ok", "an id that no worker here has is tried"
+    assert len(rig.plane.connections) == connections + 1
+    task = rig.submit("exit 0")
+    rig.plane.wait_acknowledged(task)
+    assert worker.stop() == 0
+    rig.audit()
+
+
+def test_a_worker_that_was_refused_says_so_through_the_check(rig: Rig) -> None:
+    worker = rig.start(env={"WARP_API_KEY": "wk-wrong"}, connected=False)
+    worker.wait_log("does not know the API key")
+    config = {**rig.config, "web_socket_url": rig.plane.url}
+    answer = asked(rig.place, config, WARP_API_KEY="wk-wrong")
+    assert answer.code == 3
+    assert f"process {worker.pid}" in answer.tests["server"]["said"]
+    assert "does not know the API key" in answer.tests["server"]["said"]
+    worker.kill()
+
+
+def test_a_wrong_configuration_is_one_failed_test_and_exit_2(tmp_path: Path) -> None:
+    answer = asked(tmp_path, {"worker_id": "w", "wroker": 1, "stop_grace": "5"})
+    assert answer.code == 2
+    assert answer.results() == {"configuration": "failed"}
+    said = answer.tests["configuration"]["said"]
+    assert "unknown key 'wroker'" in said
+    assert "stop_grace" in said
+    assert command(tmp_path, {"worker_id": "w", "wroker": 1}).stdout == ""
+    answer = asked(tmp_path, {"worker_id": "w"}, "--api-key-file", str(tmp_path / "none"))
+    assert answer.code == 2
+    assert "key file" in answer.tests["configuration"]["said"]
+
+
+def test_what_the_environment_asks_for_and_what_cannot_start_here(tmp_path: Path) -> None:
+    chosen = settings(tmp_path)
+    cases: list[tuple[dict[str, str], str, str]] = [
+        ({}, "ok", "nothing is missing"),
+        ({"OTEL_METRICS_EXPORTER": "prometheus,console", "OTEL_TRACES_EXPORTER": "none"}, "ok", "nothing is missing"),
+        ({"OTEL_METRICS_EXPORTER": "oltp"}, "warning", "OTEL_METRICS_EXPORTER names oltp; known are prometheus"),
+        ({"OTEL_TRACES_EXPORTER": "prometheus"}, "warning", "OTEL_TRACES_EXPORTER names prometheus"),
+        (
+            {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"},
+            "warning",
+            "the OTLP protocol http/json is not known",
+        ),
+        ({"OTEL_TRACES_EXPORTER": "oltp", "OTEL_SDK_DISABLED": "true"}, "ok", "nothing is missing"),
+        ({"OTEL_METRICS_EXPORTER": "oltp,none"}, "ok", "nothing is missing"),
+    ]
+    for environ, outcome, said in cases:
+        extras = found(host.probes(chosen, environ))["extras"]
+        assert (extras.outcome.value, said in extras.said) == (outcome, True), extras
+    shown = found(host.probes(settings(tmp_path, control_plane="cropscode"), {}))
+    assert "control_plane cropscode is not in this version" in shown["platform"].said
+
+
+def test_ports_that_are_taken(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, socket.create_server(("127.0.0.1", 0)) as other:
+        port, own = taken.getsockname()[1], other.getsockname()[1]
+        other.close()
+        exporter = {"OTEL_METRICS_EXPORTER": "prometheus", "OTEL_EXPORTER_PROMETHEUS_HOST": "127.0.0.1"}
+        busy = {**exporter, "OTEL_EXPORTER_PROMETHEUS_PORT": str(port)}
+        for address, environ, outcome, said in (
+            ("", {}, "ok", "none are asked for"),
+            (f"127.0.0.1:{own}", {}, "ok", "can be had"),
+            (f"127.0.0.1:{port}", {}, "failed", "health_listen: 127.0.0.1:"),
+            ("192.0.2.1:80", {}, "failed", "cannot be had"),
+            ("", busy, "warning", "OTEL_EXPORTER_PROMETHEUS_PORT: 127.0.0.1:"),
+            ("", {**exporter, "OTEL_EXPORTER_PROMETHEUS_PORT": "x"}, "warning", "cannot be had"),
+        ):
+            ports = found(host.probes(settings(tmp_path, health_listen=address), environ))["ports"]
+            assert (ports.outcome.value, said in ports.said) == (outcome, True), ports
+
+
+def test_an_extra_that_is_not_installed_is_named(tmp_path: Path) -> None:
+    """An interpreter without site-packages stands for an installation without extras."""
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from oz_worker.checks import host\n"
+        "for protocol in ('http/protobuf', 'grpc'):\n"
+        "    print(host._extras({'OTEL_METRICS_EXPORTER': 'otlp', 'OTEL_EXPORTER_OTLP_PROTOCOL': protocol}))\n"
+    )
+    root = Path(places.__file__).parents[2]
+    done = subprocess.run([sys.executable, "-S", "-c", script, str(root)], capture_output=True, text=True, check=True)
+    assert "pip install 'oz-worker[otel]'" in done.stdout
+    assert "pip install 'oz-worker[otel-grpc]'" in done.stdout
