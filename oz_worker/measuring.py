@@ -78,7 +78,7 @@ def _readings(meters: Meters, engine: Engine, server: Origin, logs: Logs) -> Non
     meters.compute("oz_worker_backend_up", lambda: 0.0 if backend.unavailable() else 1.0)
     meters.compute("oz_worker_log_lines_dropped_total", lambda: logs.dropped_total)
     if engine.limits.max_concurrent_tasks > 0:
-        meters.compute("oz_worker_slots_free", lambda: max(0, engine.most - engine.registry.counts()[0]))
+        meters.compute("oz_worker_slots_free", lambda: max(0, engine.gate.most - engine.registry.counts()[0]))
 
 
 def _since(moment: Callable[[], float | None]) -> Callable[[], float | None]:

@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 
 from oz_worker import slots
 from oz_worker.dialects.oz.session import OzSession
-from oz_worker.engine.admission import Engine, Limits
+from oz_worker.engine.admission import Engine
+from oz_worker.engine.gate import Limits
 from oz_worker.settings import DirectOptions, Settings
 from oz_worker.stopping import StopOptions
 

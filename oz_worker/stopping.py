@@ -39,9 +39,12 @@ BLIND_FLUSH = 8.0
 class Work(Protocol):
     """What the decision needs of the engine."""
 
-    accepted: int
     ended: int
     last_end: float
+
+    @property
+    def accepted(self) -> int:
+        """New tasks of this process."""
 
     def close_intake(self, refusal: Refusal | None) -> None:
         """Refuse new tasks."""

@@ -10,7 +10,8 @@ from typing import Any, Callable
 from oz_worker import slots
 from oz_worker.dialects.oz import reports
 from oz_worker.engine import recovery
-from oz_worker.engine.admission import Engine, Limits
+from oz_worker.engine.admission import Engine
+from oz_worker.engine.gate import Limits
 from oz_worker.engine.instance import Instance
 from oz_worker.engine.outbox import Outbox
 from oz_worker.engine.output import Output

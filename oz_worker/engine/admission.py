@@ -16,16 +16,14 @@ import os
 import sqlite3
 import threading
 import time
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Callable
 
 from oz_worker import rows, threads
 from oz_worker.backends.base import Unit
 from oz_worker.engine import verdict
 from oz_worker.engine.cancellation import Cancellation
-from oz_worker.engine.disk import DiskGuard, most_by_descriptors
 from oz_worker.engine.follow import Follower
+from oz_worker.engine.gate import Gate, Limits
 from oz_worker.engine.instance import Instance
 from oz_worker.engine.notes import Notes
 from oz_worker.engine.outbox import Outbox
@@ -42,27 +40,6 @@ from oz_worker.store import peek
 from oz_worker.tracing import NO_TRACER, Tracer
 
 logger = logging.getLogger(__name__)
-
-MOST_THREADS = 1000
-"""Tasks at once when the operator sets no limit: each costs a parked thread."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What the engine is told (the keys of the configuration of the same names)."""
-
-    max_concurrent_tasks: int
-    stop_grace: float
-    task_timeout: float
-    cleanup: bool
-    keep_failed: float
-    most_tasks: int  # accepted in this process's life; 0 = no limit
-    one_shot: bool
-    min_free_disk: int
-    min_free_inodes: int
-    disk_paths: tuple[Path, ...]
-    endpoint: str = ""
-    backend: str = ""
 
 
 class Engine:
@@ -96,23 +73,13 @@ class Engine:
         self.primary = primary
         self.instances: list[Instance] = [primary]
         self.past = Past(primary.path.parent)
-        self.accepted = 0  # new tasks of this process; written on the store's thread
         self.last_end = time.monotonic()
         self.ended = 0  # tasks whose thread is done
         self._on_change = on_change
         self._on_death = on_death
         self.registry = Registry(meters)
-        self._disk, self._noted_disk = _guard(limits), _guard(limits)  # for the store's thread, and for upkeep's
-        self.notes = Notes(primary.store, self._waits, self._obstacle)
-        wanted = limits.max_concurrent_tasks if limits.max_concurrent_tasks > 0 else MOST_THREADS
-        self.most = most_by_descriptors(wanted)
-        if limits.max_concurrent_tasks > self.most:
-            logger.warning(
-                "max_concurrent_tasks is %d, but the limit of open files carries %d tasks at once; raise that"
-                " (ulimit -n, LimitNOFILE=)",
-                wanted,
-                self.most,
-            )
+        self.gate = Gate(limits, self.registry, primary)
+        self.notes = Notes(primary.store, self._waits, self.gate.obstacle)
         self.cancellation = Cancellation(
             self.registry,
             self.past,
@@ -122,8 +89,8 @@ class Engine:
             stop_grace=limits.stop_grace,
             on_change=on_change,
         )
-        self._closed_for: Refusal | None = None  # this and the next: set by the main thread, read by the store's
-        self._ending_grace: float | None = None  # all tasks are being ended, also those that arrive late
+        # Set by the main thread, read by the store's: all tasks are being ended, also those that arrive late.
+        self._ending_grace: float | None = None
         self._hurried = False
         self._arriving = 0  # assignments that are not decided yet; counted under the lock
         self._lock = threading.Lock()  # guards the counter and the two fields below
@@ -155,7 +122,7 @@ class Engine:
         """The row could not be written. What is known already is answered all the same; only a new task is refused."""
         logger.error("%s", error)
         for task in created:
-            self.accepted -= 1
+            self.gate.accepted -= 1
             self.registry.remove(task)
         if (alive := self._alive(key)) is not None:
             self._repeat_of_active(alive, connection)()
@@ -212,9 +179,14 @@ class Engine:
 
     # -- stopping
 
+    @property
+    def accepted(self) -> int:
+        """New tasks of this process."""
+        return self.gate.accepted
+
     def close_intake(self, refusal: Refusal | None) -> None:
         """Refuse every new task from now on, saying *refusal*; None opens the intake again."""
-        self._closed_for = refusal
+        self.gate.close(refusal)
 
     def stop_all(self, grace: float) -> None:
         """End every task as a stop of the worker, also those that are accepted or taken up from now on."""
@@ -237,11 +209,6 @@ class Engine:
         with self._lock:
             arriving = self._arriving
         return not arriving and not self.cancellation.busy() and all(task.awaiting_proof for task in self.tasks())
-
-    @property
-    def taking(self) -> bool:
-        """Whether the intake is open."""
-        return self._closed_for is None
 
     def starting(self) -> bool:
         """Whether a task is between two states that can be left alone: not running yet, or over and not yet removed.
@@ -320,7 +287,7 @@ class Engine:
         row = self._latest(db, key)
         if row is not None and not _may_run_again(row):
             return functools.partial(self._repeat_of_ended, row)
-        refusal, why = self._refusal(self._disk)
+        refusal, why = self.gate.refusal()
         if refusal is not None:
             return functools.partial(self._reject, key, refusal, connection, why, spec.title)
         if row is None and (row := self.past.unserved(key, {instance.id for instance in self.instances})) is not None:
@@ -334,7 +301,7 @@ class Engine:
         task = Task(fresh, self.primary, Unit(fresh.unit, self.primary.id, key, spec), self, found=False)
         self.registry.add(task)
         created.append(task)
-        self.accepted += 1
+        self.gate.accepted += 1
         return functools.partial(self._accepted, task)
 
     def _alive(self, key: Key) -> Task | None:
@@ -347,26 +314,6 @@ class Engine:
         if task is not None:
             return task.row
         return rows.latest_attempt(db, key) or self.past.latest(key)
-
-    def _refusal(self, disk: DiskGuard) -> tuple[Refusal | None, str]:
-        """Why no new task is taken just now, with a sentence for the log where there is more to say."""
-        taken, alive = self.registry.counts()
-        if self._closed_for is not None:
-            return self._closed_for, ""
-        if self.limits.most_tasks and self.accepted >= self.limits.most_tasks:
-            return Refusal.ONE_SHOT if self.limits.one_shot else Refusal.DRAINING, ""
-        if taken >= self.most or alive >= self.most + MOST_THREADS:
-            return Refusal.AT_CAPACITY, f"{taken} tasks of at most {self.most}"
-        if trouble := disk.trouble():
-            return Refusal.DISK, trouble
-        if trouble := self.primary.backend.unavailable():
-            return Refusal.BACKEND, trouble
-        return None, ""
-
-    def _obstacle(self) -> str:
-        """Why no new task is taken just now, for people; "" when one is. Upkeep's thread only."""
-        refusal, why = self._refusal(self._noted_disk)
-        return "" if refusal is None else refusal.wire + (f": {why}" if why else "")
 
     def _waits(self) -> list[tuple[TaskRow, str]]:
         """What each task waits for."""
@@ -468,10 +415,6 @@ class Engine:
         self._trace(key, title, "task.rejected", reason=refusal.label)
         self.notes.rejected(key, refusal, why)
         self.outbox.reject(key, self.encode(Report(ReportKind.REJECTED, key, refusal.wire)), connection)
-
-
-def _guard(limits: Limits) -> DiskGuard:
-    return DiskGuard(limits.disk_paths, min_free=limits.min_free_disk, min_inodes=limits.min_free_inodes)
 
 
 def _may_run_again(row: TaskRow) -> bool:

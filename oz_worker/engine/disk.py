@@ -21,7 +21,7 @@ def most_by_descriptors(most: int) -> int:
 
 
 class DiskGuard:
-    """Looks at the file systems that tasks fill, once a second at most. Used on the store's thread only."""
+    """Looks at the file systems that tasks fill, once a second at most. Safe from any thread: two may look at once."""
 
     def __init__(self, paths: tuple[Path, ...], *, min_free: int, min_inodes: int) -> None:
         self._paths = paths

@@ -83,7 +83,7 @@ class Upkeep:
     def _look(self) -> None:
         for instance in list(self._engine.instances):
             self._guarded(instance.id, functools.partial(self._look_after, instance))
-        if self._engine.taking:
+        if self._engine.gate.open:
             self._guarded("left-behind instances", self._take_left_behind)
 
     def _look_after(self, instance: Instance) -> None:

@@ -23,7 +23,6 @@ import time
 from typing import TYPE_CHECKING, Callable, Mapping, MutableMapping
 
 from oz_worker import threads
-from oz_worker.engine.disk import DiskGuard
 from oz_worker.errors import NotUsable
 from oz_worker.meters import Meters
 from oz_worker.observe import watchdog
@@ -57,7 +56,6 @@ class Health:
         self._notify = Notify(environ)
         self._meters = meters
         self._engine: Engine | None = None
-        self._disk = DiskGuard((), min_free=0, min_inodes=0)
         self._link: Mapping[str, str] = {"state": "connecting"}
         self._step = "running"
         self._told = ""
@@ -103,8 +101,6 @@ class Health:
 
         A service is ready now: a server that cannot be reached must not make its start fail.
         """
-        limits = engine.limits
-        self._disk = DiskGuard(limits.disk_paths, min_free=limits.min_free_disk, min_inodes=limits.min_free_inodes)
         self._engine = engine
         with contextlib.suppress(OSError, ValueError):  # there is none, or nobody's number
             self._meters.count(TRIPS, int((engine.primary.path / _TRIPS_FILE).read_text()))
@@ -146,7 +142,7 @@ class Health:
         engine = self._engine
         if engine is None:
             return ["starting: the state and the backend are being opened"]
-        link, disk, backend = self._link, self._disk.trouble(), engine.primary.backend.unavailable()
+        link, disk, backend = self._link, engine.gate.disk.trouble(), engine.primary.backend.unavailable()
         why = f": {link['why']}" if link.get("why") else ""
         database = engine.primary.store.trouble
         found = {

@@ -1,0 +1,86 @@
+"""Whether a new task is let in just now, and why not."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from oz_worker.engine.disk import DiskGuard, most_by_descriptors
+from oz_worker.engine.instance import Instance
+from oz_worker.engine.registry import Registry
+from oz_worker.model import Refusal
+
+logger = logging.getLogger(__name__)
+
+MOST_THREADS = 1000
+"""Tasks at once when the operator sets no limit: each costs a parked thread."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the engine is told (the keys of the configuration of the same names)."""
+
+    max_concurrent_tasks: int
+    stop_grace: float
+    task_timeout: float
+    cleanup: bool
+    keep_failed: float
+    most_tasks: int  # accepted in this process's life; 0 = no limit
+    one_shot: bool
+    min_free_disk: int
+    min_free_inodes: int
+    disk_paths: tuple[Path, ...]
+    endpoint: str = ""
+    backend: str = ""
+
+
+class Gate:
+    """Safe from any thread; `accepted` is counted on the store's thread, on which assignments are decided."""
+
+    def __init__(self, limits: Limits, registry: Registry, primary: Instance) -> None:
+        self._limits = limits
+        self._registry = registry
+        self._primary = primary
+        self._closed_for: Refusal | None = None  # set by the main thread
+        self.accepted = 0  # new tasks of this process
+        self.disk = DiskGuard(limits.disk_paths, min_free=limits.min_free_disk, min_inodes=limits.min_free_inodes)
+        wanted = limits.max_concurrent_tasks if limits.max_concurrent_tasks > 0 else MOST_THREADS
+        self.most = most_by_descriptors(wanted)
+        if limits.max_concurrent_tasks > self.most:
+            logger.warning(
+                "max_concurrent_tasks is %d, but the limit of open files carries %d tasks at once; raise that"
+                " (ulimit -n, LimitNOFILE=)",
+                wanted,
+                self.most,
+            )
+
+    def close(self, refusal: Refusal | None) -> None:
+        """Refuse every new task from now on, saying *refusal*; None opens it again."""
+        self._closed_for = refusal
+
+    @property
+    def open(self) -> bool:
+        """Whether nobody has closed it."""
+        return self._closed_for is None
+
+    def refusal(self) -> tuple[Refusal | None, str]:
+        """Why no new task is taken just now, with a sentence for the log where there is more to say. Looks at disks."""
+        limits = self._limits
+        taken, alive = self._registry.counts()
+        if (closed_for := self._closed_for) is not None:
+            return closed_for, ""
+        if limits.most_tasks and self.accepted >= limits.most_tasks:
+            return Refusal.ONE_SHOT if limits.one_shot else Refusal.DRAINING, ""
+        if taken >= self.most or alive >= self.most + MOST_THREADS:
+            return Refusal.AT_CAPACITY, f"{taken} tasks of at most {self.most}"
+        if trouble := self.disk.trouble():
+            return Refusal.DISK, trouble
+        if trouble := self._primary.backend.unavailable():
+            return Refusal.BACKEND, trouble
+        return None, ""
+
+    def obstacle(self) -> str:
+        """The same for people; "" when one is taken."""
+        refusal, why = self.refusal()
+        return "" if refusal is None else refusal.wire + (f": {why}" if why else "")
