@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Callable, Sequence, TypeVar
 from urllib.parse import urlsplit
 
-from oz_worker import __version__, backends, rows, slots, threads
+from oz_worker import __version__, about, backends, rows, slots, threads
 from oz_worker.dialects.oz import reports
 from oz_worker.dialects.oz.session import OzSession
 from oz_worker.engine import recovery
@@ -47,11 +47,13 @@ from oz_worker.engine.outbox import Outbox
 from oz_worker.engine.output import Output
 from oz_worker.engine.upkeep import Upkeep
 from oz_worker.errors import ExitCode, NotUsable
+from oz_worker.known import Known
 from oz_worker.link.key import KeySource
 from oz_worker.link.loop import Link
 from oz_worker.link.traffic import Directive
 from oz_worker.meters import Meters
 from oz_worker.observe.logs import Logs
+from oz_worker.own_secrets import own_secrets
 from oz_worker.redact import Secret
 from oz_worker.settings import DirectOptions, Settings
 from oz_worker.signals import captured
@@ -69,22 +71,19 @@ T = TypeVar("T")
 def run(settings: Settings, warnings: Sequence[str]) -> int:
     """Run the worker until it is told to stop; the exit code. Main thread only. Raises NotUsable before it connects."""
     threading.stack_size(threads.STACK_BYTES)
-    logs = Logs(
-        level=settings.log_level,
-        form=settings.log_format,
-        file=settings.log_file,
-        secrets=(settings.api_key.reveal(),),
-    )
+    known = Known(own_secrets(settings, os.environ))
+    logs = Logs(level=settings.log_level, form=settings.log_format, file=settings.log_file, redact=known.everywhere)
     waker = Waker()
     with logs, captured(waker) as inbox:
         for warning in warnings:
             logger.warning("%s", warning)
         with contextlib.ExitStack() as parts:
-            return _run(settings, logs, waker, inbox, parts)
+            return _run(settings, known, logs, waker, inbox, parts)
 
 
 def _run(
     settings: Settings,
+    known: Known,
     logs: Logs,
     waker: Waker,
     inbox: queue.SimpleQueue[signal.Signals],
@@ -129,7 +128,7 @@ def _run(
         outbox=outbox,
         meters=meters,
         output=Output(
-            own_secrets=(settings.api_key.reveal(),),
+            known=known,
             longest_copy=settings.task_log_max,
             retention=settings.task_log_retention,
         ),
@@ -140,9 +139,7 @@ def _run(
     )
     session = _session(settings, engine)
     if settings.task_output == "log":
-        engine.follower = Follower(
-            lambda: [task.source() for task in engine.tasks()], own_secrets=(settings.api_key.reveal(),)
-        )
+        engine.follower = Follower(lambda: [task.source() for task in engine.tasks()], known)
         engine.follower.start(on_death)
         parts.callback(engine.follower.stop)
     count = recovery.recover(engine, primary)
@@ -159,7 +156,7 @@ def _run(
     link = Link(
         url=settings.web_socket_url,
         worker_id=settings.worker_id,
-        key=KeySource(Secret("") if settings.api_key_file else settings.api_key, settings.api_key_file),
+        key=KeySource(Secret("") if settings.api_key_file else settings.api_key, settings.api_key_file, known.learn),
         options=settings.link,
         ca_file=settings.ca_file,
         waker=waker,
@@ -217,6 +214,7 @@ class Daemon:
 
     def opened(self, connection: str, origin: str) -> None:
         """Connected."""
+        about.CONNECTION.set(connection)
         logger.info("connected to %s (connection %s). Listening for tasks", origin, connection)
         self._engine.meters.set("oz_worker_connected", 1)
         self._note("link", {"state": "connected", "origin": origin, "connection": connection})
@@ -248,6 +246,7 @@ class Daemon:
         else:
             self._engine.meters.count("oz_worker_websocket_reconnects_total", reason="remote_close")
             logger.warning("disconnected: %s. Running tasks go on, their reports wait", why)
+        about.CONNECTION.set("")
 
     def dial_failed(self, sentence: str, refused: bool, delay: float) -> None:
         """No connection; the link tries again."""

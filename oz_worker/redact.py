@@ -282,7 +282,7 @@ def _overlap(ordered: list[bytes], text: bytes) -> int:
 
 
 def _mask(data: bytes, spans: list[tuple[int, int]], begin: int, end: int, masked: bool = False) -> bytes:
-    """*data* from *begin* to *end*. *masked*: what stands before is masked; a span that goes on has its mask already."""
+    """*data* from *begin* to *end*. *masked*: what stands before has its mask; a span that goes on has it too."""
     parts, position = [], begin
     for start, stop in spans:
         start, stop = max(start, begin), min(stop, end)

@@ -83,7 +83,7 @@ def take_over(engine: Engine, instance: Instance, found: Sequence[Found]) -> Non
 
 def _task_of(engine: Engine, instance: Instance, row: TaskRow, found: Found | None) -> Task:
     unit = Unit(row.unit, instance.id, row.key)
-    logger.info("task %s: taken up again (%s)", row.key.task_id, row.state.value)
+    logger.info("task %s: taken up again (%s)", row.key, row.state.value)
     return Task(row, instance, unit, engine, found=found is not None)
 
 
@@ -105,7 +105,7 @@ def _adopt(engine: Engine, instance: Instance, found: Found) -> Task:
         state=State.RUNNING,
     )
     instance.change(row, lambda _row: None)
-    logger.warning("task %s: adopted from its labels, the database does not know it", key.task_id)
+    logger.warning("task %s: adopted from its labels, the database does not know it", key)
     return Task(row, instance, Unit(found.name, instance.id, key), engine, found=True)
 
 
@@ -181,4 +181,4 @@ def _remove_left_over(instance: Instance, row: TaskRow) -> None:
         return
     trouble = instance.backend.clean_up(Unit(row.unit, instance.id, row.key), keep=False)
     if trouble:
-        logger.warning("task %s: clean-up: %s", row.key.task_id, trouble)
+        logger.warning("task %s: clean-up: %s", row.key, trouble)

@@ -14,8 +14,8 @@ FILES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "scripts").rglob("*.py")])
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("__init__",),
-    ("errors", "timing", "redact", "threads", "meters"),
-    ("model", "lifecycle", "settings"),
+    ("errors", "timing", "spellings", "redact", "known", "threads", "meters"),
+    ("model", "lifecycle", "settings", "about"),
     (
         "unreadable",
         "process",
@@ -43,7 +43,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("engine", "link"),
     ("dialects",),
     ("observe",),
-    ("signals", "stopping", "daemon"),
+    ("signals", "stopping", "own_secrets", "daemon"),
     ("config", "cli", "check", "devplane", "__main__"),
 )
 """Lowest first. A name stands for the module or the whole package; the longest name that fits counts."""

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from oz_worker.about import EVERY
 from oz_worker.observe.logs import Logs
+from oz_worker.redact import Redactor
 
 logger = logging.getLogger("oz_worker.tests")
 FORGED = "2026-01-01T00:00:00.000+00:00 INFO task t-2 succeeded"
@@ -20,9 +22,9 @@ A_LINE = re.compile(r"\d{4}-\d\d-\d\dT\S+ (DEBUG|INFO|WARNING|ERROR) ")
 def logged(place: Path, *messages: str, form: str = "text", fault: Exception | None = None) -> str:
     """What stands in the file after *messages*."""
     file = place / "worker.log"
-    with Logs(level="info", form=form, file=str(file), secrets=("wk-secret",)):
+    with Logs(level="info", form=form, file=str(file), redact=Redactor(["wk-secret"])):
         for message in messages:
-            logger.info("task %s", message, exc_info=fault)
+            logger.info("task %s", message, exc_info=fault, extra=EVERY)
     return file.read_text(encoding="utf-8")
 
 

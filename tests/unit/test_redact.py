@@ -21,15 +21,15 @@ filler = st.text(alphabet="abcXYZ 123\n", max_size=40)
 def test_a_secret_split_anywhere_never_appears(values: list[str], data: st.DataObject) -> None:
     text = "".join(data.draw(filler) + value for value in values) + data.draw(filler)
     stream = RedactedStream(Redactor(values))
-    shown, position = "", 0
-    while position < len(text):
+    raw, shown, position = text.encode(), b"", 0
+    while position < len(raw):
         size = data.draw(st.integers(1, 30))
-        shown += stream.feed(text[position : position + size])
+        shown += stream.feed(raw[position : position + size])
         position += size
     shown += stream.flush()
     for value in values:
-        if len(value.strip()) >= 6:
-            assert value not in shown
+        if len(value.strip().replace("\n", "")) >= 6:
+            assert value.encode() not in shown
 
 
 @given(st.text(alphabet='abcdXYZ+/=é"\\&', min_size=8, max_size=40))
