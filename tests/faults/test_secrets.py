@@ -42,6 +42,7 @@ def test_at_debug_level_and_while_it_runs_nothing_outside_the_task_shows_a_secre
     rig.config["log_level"] = "debug"
     rig.config["backend"]["direct"].update(mcp_config=mcp_config, setup_command="true", teardown_command="true")
     rig.own_files.add("mcp.json")
+    rig.in_arguments |= {MCP_TOKEN} if mcp_config == "inline" else set()
     worker = rig.start()
     task = rig.submit(
         f"echo up > $HOME/up; {WAIT}; exit 1",
@@ -80,6 +81,7 @@ def test_tokens_in_urls_and_arguments_of_mcp_servers_are_masked_too(rig: Rig, ta
     task = rig.submit("cat $HOME/tokens; exit 1", snapshot={"mcp_servers": OTHER_SERVERS})
     rig.plane.wait_acknowledged(task)
     rig.secrets += ELSEWHERE
+    rig.in_arguments |= ELSEWHERE
     assert task.terminal.message.count("<***>") == len(ELSEWHERE)
     assert not [token for token in ELSEWHERE if token in task.terminal.message]
     assert worker.stop() == 0
