@@ -1,4 +1,4 @@
-"""How one secret value may be spelled in output: as it is, in base64, in URLs, in JSON."""
+"""How one secret value may be spelled in output: as it is, in base64, in URLs, in JSON, in quotes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def spellings(secret: str) -> set[bytes]:
 def _spellings(text: str) -> Iterator[bytes]:
     raw = encoded(text)
     yield raw
-    for spelled in {*_in_urls(raw), *_in_json(text)}:
+    for spelled in {*_in_urls(raw), *_in_json(text), *_in_quotes(text)}:
         yield encoded(spelled)
     yield from _in_base64(raw)
 
@@ -64,6 +64,14 @@ def _in_json(text: str) -> Iterator[str]:
         for spelled in (quoted, quoted.replace("/", "\\/"), careful, careful.replace("'", "\\u0027")):
             yield spelled
             yield _UNICODE.sub(lambda code: "\\u" + code[0][2:].upper(), spelled)
+
+
+def _in_quotes(text: str) -> Iterator[str]:
+    """As Python shows it, and as shells take it."""
+    yield repr(text)[1:-1]
+    yield repr(text + "'\"")[1:-4]
+    yield text.replace("'", "'\"'\"'")
+    yield text.replace("'", "'\\''")
 
 
 def _in_base64(raw: bytes) -> Iterator[bytes]:

@@ -24,7 +24,8 @@ class LogFile:
         self._reopen = False
         self._next_look = 0.0
         self._torn = False  # a line was written in part
-        self.trouble = ""  # why lines are lost, or go on into the old file; one sentence
+        self._stuck = False  # the last try to open the file anew failed, and that was said
+        self.trouble = ""  # what nobody has been told yet: why lines are lost, or go on into the old file
 
     def open(self) -> None:
         """Raises NotUsable."""
@@ -76,8 +77,13 @@ class LogFile:
         try:
             fresh = _open(self._path)
         except OSError as error:
-            self.trouble = f"the log file {self._path} cannot be opened anew ({error.strerror}); the old one is used"
+            if not self._stuck:
+                self.trouble = (
+                    f"the log file {self._path} cannot be opened anew ({error.strerror}); the old one is used"
+                )
+            self._stuck = True
             return
+        self._stuck = False
         os.close(self._descriptor)
         self._take(fresh)
         self._torn = False

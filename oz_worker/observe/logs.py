@@ -76,14 +76,13 @@ class Logs(logging.Handler):
         self._json = form == "json"
         self._file = LogFile(file)
         self._redact = redact
-        self._repeats = Repeats()
+        self._repeats = Repeats(lambda: self._queue.put(""))
         self._queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._counts = threading.Lock()  # guards the four numbers below
         self._waiting = 0
         self._characters = 0
         self._dropped = 0  # and not yet told
         self.dropped_total = 0
-        self._said = ""  # the trouble of the file that was told last; the thread's own
         self._thread: threading.Thread | None = None
         self._colour = not self._json and not file and sys.stderr.isatty()
 
@@ -149,14 +148,19 @@ class Logs(logging.Handler):
         self._sum_up(now=True)
 
     def _take(self, text: str) -> None:
+        """Write a line of the queue; before it, what was lost. An empty one only woke us."""
+        if not text:
+            return
         with self._counts:
             self._waiting -= 1
             self._characters -= len(text)
-            dropped, self._dropped = (self._dropped, 0) if self._waiting < MOST_LINES // 2 else (0, self._dropped)
+            dropped = self._dropped if self._waiting < MOST_LINES // 2 else 0
         if dropped:
-            why = self._said or "the reader of the log did not keep up"
-            if self._write(self._own("WARNING", f"{dropped} log lines were dropped: {why}"), lines=dropped):
-                self._said = ""
+            why = self._file.trouble or "the reader of the log did not keep up"
+            if self._file.write(self._own("WARNING", f"{dropped} log lines were dropped: {why}")):
+                self._file.trouble = ""
+                with self._counts:
+                    self._dropped -= dropped
         self._write(text)
 
     def _sum_up(self, *, now: bool = False) -> None:
@@ -165,17 +169,14 @@ class Logs(logging.Handler):
             words = f"{count} more lines of this kind within a minute, the last: {line.message}"
             self._write(self._shaped(line._replace(message=words, trace="")))
 
-    def _write(self, text: str, *, lines: int = 1) -> bool:
-        written = self._file.write(text)
-        if written and self._file.trouble and self._file.trouble != self._said:
-            self._said = self._file.trouble
-            self._file.write(self._own("ERROR", self._said))
-        elif not written:
-            self._said = self._file.trouble
+    def _write(self, text: str) -> None:
+        if not self._file.write(text):
             with self._counts:
-                self._dropped += lines
-                self.dropped_total += lines if lines == 1 else 0  # the others are counted already
-        return written
+                self._dropped += 1
+                self.dropped_total += 1
+        elif self._file.trouble and not self._dropped:  # it goes on into the old file
+            trouble, self._file.trouble = self._file.trouble, ""
+            self._file.write(self._own("ERROR", trouble))
 
     def _own(self, level: str, message: str) -> str:
         return self._shaped(_Line(time.time(), level, logger.name, "log", message, "", None, ""))

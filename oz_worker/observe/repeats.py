@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 FIRST = 20
 PERIOD = 60.0
@@ -24,10 +24,12 @@ class Repeats:
     """Lines of one kind have the same level, place in the source, template and task. Safe from any thread.
 
     So what tells of another task is never held back. Neither are lines at debug level, which somebody asked for, and
-    lines with `extra=EVERY`. The lock guards all fields; they are emptied every minute, which bounds them.
+    lines with `extra=EVERY`. The lock guards all fields; they are emptied every minute, which bounds them. *wake* is
+    called when there is something to sum up later.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
         self._lock = threading.Lock()
         self._seen: dict[Kind, int] = {}
         self._held: dict[Kind, Summary] = {}
@@ -44,8 +46,11 @@ class Repeats:
             self._seen[kind] = self._seen.get(kind, 0) + 1
             if self._seen[kind] <= FIRST:
                 return False
+            first = not self._held
             self._held[kind] = Summary(self._seen[kind] - FIRST, record)
-            return True
+        if first:
+            self._wake()
+        return True
 
     def due(self) -> float | None:
         """In how many seconds summaries are due; None when there is nothing to sum up."""
