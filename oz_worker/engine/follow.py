@@ -11,9 +11,10 @@ from typing import Callable, Iterable, NamedTuple
 from oz_worker import threads
 from oz_worker.about import EVERY
 from oz_worker.backends.base import Unit
+from oz_worker.backends.output import notice_of
 from oz_worker.known import Known
 from oz_worker.model import Key
-from oz_worker.redact import RedactedStream
+from oz_worker.redact import RedactedStream, Redactor
 
 logger = logging.getLogger("oz_worker.task")
 
@@ -33,11 +34,17 @@ class Source(NamedTuple):
 class _Reading:
     """How far one file has been shown."""
 
-    def __init__(self, stream: RedactedStream) -> None:
+    def __init__(self, redactor: Redactor) -> None:
         self.offset = 0
-        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self.stream = stream
         self.line = ""
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.redactor = redactor
+        self.stream = RedactedStream(redactor)
+
+    def begin_behind(self, notice: bytes) -> None:
+        """The file was cut, perhaps in the middle of a secret."""
+        self.offset = len(notice)
+        self.stream = RedactedStream(self.redactor, torn=True)
 
 
 class Follower:
@@ -82,13 +89,15 @@ class Follower:
             return  # no longer known: nothing can be redacted
         reading = self._readings.get(source.unit.name)
         if reading is None:
-            reading = self._readings[source.unit.name] = _Reading(
-                RedactedStream(self._known.redactor(source.unit.secrets))
-            )
+            reading = self._readings[source.unit.name] = _Reading(self._known.redactor(source.unit.secrets))
         try:
             with source.file.open("rb") as file:
-                if file.seek(0, 2) < reading.offset:  # it was cut at task_log_max; a notice stands at its head
-                    reading.offset = 0
+                if file.seek(0, 2) < reading.offset:  # it was cut at task_log_max
+                    self._log(source, reading, reading.stream.flush() + b"\n")
+                    file.seek(0)
+                    notice = notice_of(file.read(PIECE))
+                    self._log(source, reading, notice)
+                    reading.begin_behind(notice)
                 file.seek(reading.offset)
                 while piece := file.read(PIECE):
                     reading.offset += len(piece)
@@ -103,4 +112,5 @@ class Follower:
             lines, reading.line = [*lines, reading.line], ""
         for line in lines:
             if line:
-                logger.info("task %s | %s", source.key, line[:LONGEST_LINE], extra=EVERY)
+                more = f" [{len(line) - LONGEST_LINE} more characters]" if len(line) > LONGEST_LINE else ""
+                logger.info("task %s | %s%s", source.key, line[:LONGEST_LINE], more, extra=EVERY)
