@@ -44,7 +44,7 @@ import time
 from pathlib import Path
 from typing import Callable, Sequence, TypeVar
 
-from oz_worker import __version__, backends, instruments, measuring, portions, rows, slots, threads, vitals
+from oz_worker import __version__, about, backends, instruments, measuring, portions, rows, slots, threads, vitals
 from oz_worker.dialects.oz import reports
 from oz_worker.dialects.oz.session import OzSession
 from oz_worker.engine import recovery
@@ -55,13 +55,14 @@ from oz_worker.engine.outbox import Outbox
 from oz_worker.engine.output import Output
 from oz_worker.engine.upkeep import Upkeep
 from oz_worker.errors import ExitCode, NotUsable, OzWorkerError
+from oz_worker.known import Known
 from oz_worker.link.key import KeySource
 from oz_worker.link.loop import Link
 from oz_worker.link.traffic import Directive
 from oz_worker.meters import Meters
-from oz_worker.observe import otlp_target
 from oz_worker.observe.health import Health
 from oz_worker.observe.logs import Logs
+from oz_worker.own_secrets import own_secrets
 from oz_worker.redact import Secret
 from oz_worker.settings import Settings
 from oz_worker.signals import captured
@@ -81,11 +82,12 @@ def run(settings: Settings, warnings: Sequence[str]) -> int:
     threading.stack_size(threads.STACK_BYTES)
     meters, waker = Meters(instruments.CATALOGUE), Waker()
     health, deaths = Health(os.environ, meters), Deaths(waker)
+    known = Known(own_secrets(settings, os.environ))
     logs = Logs(
         level=settings.log_level,
         form=settings.log_format,
         file=settings.log_file,
-        secrets=(settings.api_key.reveal(), *otlp_target.secrets(os.environ)),
+        redact=known.everywhere,
         on_death=deaths,
     )
     with vitals.essential("main"), logs, captured(waker) as inbox:
@@ -94,7 +96,7 @@ def run(settings: Settings, warnings: Sequence[str]) -> int:
             logger.warning("%s", warning)
         try:
             with contextlib.ExitStack() as parts:
-                return _run(settings, logs, waker, inbox, parts, meters, health, deaths)
+                return _run(settings, known, logs, waker, inbox, parts, meters, health, deaths)
         except OzWorkerError:
             raise
         except Exception:  # this thread's top: the same account as of any other
@@ -106,6 +108,7 @@ def run(settings: Settings, warnings: Sequence[str]) -> int:
 
 def _run(
     settings: Settings,
+    known: Known,
     logs: Logs,
     waker: Waker,
     inbox: queue.SimpleQueue[signal.Signals],
@@ -147,7 +150,7 @@ def _run(
         outbox=outbox,
         meters=meters,
         output=Output(
-            own_secrets=(settings.api_key.reveal(),),
+            known=known,
             longest_copy=settings.task_log_max,
             retention=settings.task_log_retention,
         ),
@@ -159,9 +162,7 @@ def _run(
     )
     session = portions.session(settings, engine)
     if settings.task_output == "log":
-        engine.follower = Follower(
-            lambda: [task.source() for task in engine.tasks()], own_secrets=(settings.api_key.reveal(),)
-        )
+        engine.follower = Follower(lambda: [task.source() for task in engine.tasks()], known)
         engine.follower.start(deaths)
         parts.callback(engine.follower.stop)
     count = recovery.recover(engine, primary)
@@ -178,7 +179,7 @@ def _run(
     link = Link(
         url=settings.web_socket_url,
         worker_id=settings.worker_id,
-        key=KeySource(Secret("") if settings.api_key_file else settings.api_key, settings.api_key_file),
+        key=KeySource(Secret("") if settings.api_key_file else settings.api_key, settings.api_key_file, known.learn),
         options=settings.link,
         ca_file=settings.ca_file,
         waker=waker,
@@ -234,6 +235,7 @@ class Daemon:
 
     def opened(self, connection: str, origin: str) -> None:
         """Connected."""
+        about.CONNECTION.set(connection)
         logger.info("connected to %s (connection %s). Listening for tasks", origin, connection)
         self._engine.meters.set("oz_worker_connected", 1)
         self._note("link", {"state": "connected", "origin": origin, "connection": connection})
@@ -265,6 +267,7 @@ class Daemon:
         else:
             self._engine.meters.count("oz_worker_websocket_reconnects_total", reason="remote_close")
             logger.warning("disconnected: %s. Running tasks go on, their reports wait", why)
+        about.CONNECTION.set("")
 
     def dial_failed(self, sentence: str, refused: bool, delay: float) -> None:
         """No connection; the link tries again."""

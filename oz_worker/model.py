@@ -15,6 +15,11 @@ class Key(NamedTuple):
     task_id: str
     execution_id: str = ""
 
+    def __str__(self) -> str:
+        """For the log: on one line whatever the ids hold."""
+        name = f"{self.task_id}/{self.execution_id}" if self.execution_id else self.task_id
+        return name if name.isprintable() else ascii(name)
+
 
 class Reason(str, enum.Enum):
     """The closed set of failure reasons on the wire (oz.md 13): the server knows no others."""

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-import base64
-import json
+import bisect
 import re
+import sys
+import threading
 import urllib.parse
-from typing import Any, Iterable
+from typing import Any, Iterable, Iterator
+
+from oz_worker.spellings import SHORTEST, encoded, spellings
 
 MASK = "***"
-SHORTEST = 6
-"""Shorter values are not masked: `1`, `true` or `main` would blank out ordinary text."""
+PIECE = 64
+"""Longer spellings are looked for in pieces of so many bytes; the last one may be up to three longer."""
+_LONGEST = PIECE + 3
+HELD = 1024
+"""The most that a stream holds back, and the most line breaks that one piece may be torn apart by."""
+
+_FOR_EVERY_FOURTH = 7
+"""A piece of so many bytes holds, wherever it stands, a group of four that begins at a multiple of four."""
+_BREAKS = b"\r\n"
+_A_BREAK = re.compile(rb"[\r\n]")
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s\"'<>]+")
 _AROUND = "\"';,"
@@ -66,81 +77,221 @@ class Secret:
 
 
 class Redactor:
-    """Replaces every known secret in text, plain and in the usual encodings. Immutable, safe from any thread."""
+    """Replaces every known secret in text: plain, and in the spellings of `oz_worker.spellings`. Safe from any thread.
 
-    def __init__(self, secrets: Iterable[str]) -> None:
-        forms = {form for secret in secrets for form in _forms(secret)}
-        self.longest = max((len(form) for form in forms), default=0)
-        self._forms = tuple(forms)
+    Line breaks do not count: a secret that is wrapped over lines, or has lines of its own, is found all the same.
+
+    How: long spellings are cut into pieces of 64 bytes, each of which is looked for by itself (so a part of a long
+    secret is masked too, and nothing ever has to wait for more than 64 bytes). Of each piece four groups of four
+    bytes are in a table, at offsets that follow each other. Whatever holds the piece holds one of these groups at a
+    multiple of four, so it is enough to look up every fourth place of the text, and to compare where there is a hit:
+    the time does not depend on the number of secrets, and grows with the length of the text only.
+    """
+
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        self._lock = threading.Lock()  # guards changes; readers see each single step of one, which is enough
+        self._pieces: dict[bytes, int] = {}  # how many secrets have each
+        self._table: dict[int, tuple[tuple[int, int], ...]] = {}  # group -> offsets in pieces, lengths of the pieces
+        self._step = 4  # 2 once there is a piece of six bytes: too short for a group at every fourth place
+        self._outdated = 0  # pieces that are gone, and still in the table
+        self._ends: tuple[list[bytes], list[bytes]] | None = None  # pieces in order; the same of the reversed ones
+        self.add(secrets)
+
+    def add(self, secrets: Iterable[str]) -> None:
+        """Know these too. What is added twice must be removed twice."""
+        pieces = list(_pieces_of(secrets))
+        with self._lock:
+            for piece in pieces:
+                self._pieces[piece] = self._pieces.get(piece, 0) + 1
+                if self._pieces[piece] == 1:
+                    self._enter(self._table, piece)
+            self._ends = None
+
+    def remove(self, secrets: Iterable[str]) -> None:
+        """Forget these, which were added."""
+        pieces = list(_pieces_of(secrets))
+        with self._lock:
+            for piece in pieces:
+                self._pieces[piece] -= 1
+                if not self._pieces[piece]:
+                    del self._pieces[piece]
+                    self._outdated += 1
+            self._ends = None
+            if self._outdated > len(self._pieces) + 1000:
+                fresh: dict[int, tuple[tuple[int, int], ...]] = {}
+                for piece in self._pieces:
+                    self._enter(fresh, piece)
+                self._table, self._outdated = fresh, 0
 
     def __call__(self, text: str) -> str:
-        """*text* with every secret masked."""
-        return self._mask(text, self.spans(text))
+        """*text* with every secret masked; the very same text when there is none."""
+        data = encoded(text)
+        masked = self.masked(data)
+        return text if masked is data else masked.decode("utf-8", "surrogateescape")
 
-    def spans(self, text: str) -> list[tuple[int, int]]:
-        """Where secrets stand in *text*; those that overlap or touch are one span.
+    def masked(self, data: bytes) -> bytes:
+        """The same for bytes."""
+        spans = self.spans(data)
+        return _mask(data, spans, 0, len(data)) if spans else data
 
-        One search for each form, because that is many times faster than one pattern for all of them.
+    def spans(self, data: bytes) -> list[tuple[int, int]]:
+        """Where secrets stand in *data*; those that overlap or touch are one span."""
+        squeezed = data.translate(None, _BREAKS)
+        found = self._found(squeezed)
+        if found and len(squeezed) != len(data):
+            place = _Places(data)
+            found = [(place(start), place(end - 1) + 1) for start, end in found]
+        return _merged(found)
+
+    def open_end(self, data: bytes) -> int:
+        """Where in the last KiB of *data* a secret may have begun that is not complete yet; its length if nowhere.
+
+        A line that ends with less than six characters of one is complete: nearly every line does by accident.
         """
-        found: list[tuple[int, int]] = []
-        for form in self._forms:
-            start = text.find(form)
-            while start >= 0:
-                found.append((start, start + len(form)))
-                start = text.find(form, start + 1)
-        merged: list[tuple[int, int]] = []
-        for start, end in sorted(found):
-            if merged and start <= merged[-1][1]:
-                merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
-            else:
-                merged.append((start, end))
-        return merged
+        window = data[-HELD:]
+        squeezed = window.translate(None, _BREAKS)
+        count = _overlap(self._ordered()[0], squeezed[-_LONGEST + 1 :])
+        if not count or (count < SHORTEST and window.endswith((b"\n", b"\r"))):
+            return len(data)
+        return len(data) - len(window) + _Places(window)(len(squeezed) - count)
 
-    def open_end(self, text: str) -> int:
-        """Where in *text* a secret may have begun that is not complete yet; its length when none has."""
-        first = len(text)
-        for form in self._forms:
-            place = text.find(form[0], max(0, len(text) - len(form) + 1), first)
-            while place >= 0:
-                if form.startswith(text[place:]):
-                    first = place
-                    break
-                place = text.find(form[0], place + 1, first)
-        return first
+    def torn_start(self, data: bytes) -> int:
+        """How many bytes at the beginning of *data*, which was cut off there, may be the end of a secret."""
+        window = data[:HELD]
+        squeezed = window.translate(None, _BREAKS)
+        count = _overlap(self._ordered()[1], squeezed[: _LONGEST - 1][::-1])
+        return _Places(window)(count - 1) + 1 if count >= SHORTEST else 0
 
-    def _mask(self, text: str, spans: list[tuple[int, int]]) -> str:
-        parts, position = [], 0
-        for start, end in spans:
-            parts += [text[position:start], MASK]
-            position = end
-        return "".join((*parts, text[position:]))
+    def _enter(self, table: dict[int, tuple[tuple[int, int], ...]], piece: bytes) -> None:
+        size = len(piece)
+        if size < _FOR_EVERY_FOURTH:
+            self._step = 2
+        middle = max(0, size - _FOR_EVERY_FOURTH) // 2  # beginnings are often the same
+        for offset in range(middle, min(middle + 4, size - 3)):
+            group = int.from_bytes(piece[offset : offset + 4], sys.byteorder)
+            places = table.get(group, ())
+            if (offset, size) not in places:
+                table[group] = (*places, (offset, size))
+
+    def _found(self, data: bytes) -> list[tuple[int, int]]:
+        table, pieces, found = self._table, self._pieces, []
+        for first in range(0, 4, self._step):
+            groups = memoryview(data)[first : first + max(0, len(data) - first) // 4 * 4].cast("I")
+            if table.keys().isdisjoint(groups):
+                continue
+            for hit in [index for index, group in enumerate(groups) if group in table]:
+                for offset, size in table.get(groups[hit], ()):
+                    start = first + 4 * hit - offset
+                    if start >= 0 and data[start : start + size] in pieces:
+                        found.append((start, start + size))
+        return found
+
+    def _ordered(self) -> tuple[list[bytes], list[bytes]]:
+        with self._lock:
+            if self._ends is None:
+                self._ends = sorted(self._pieces), sorted(piece[::-1] for piece in self._pieces)
+            return self._ends
 
 
 class RedactedStream:
-    """Redacts a text that arrives in pieces: a secret split over any two of them is masked all the same.
+    """Redacts output that arrives in pieces: a secret split over any of them is masked all the same.
 
-    Not safe for concurrent use. Holds back only what may be the beginning of a secret.
+    Not safe for concurrent use. Holds back only what may be the beginning of a secret, at most a KiB. *torn*: what
+    comes first was cut off in front, perhaps in the middle of a secret.
     """
 
-    def __init__(self, redactor: Redactor) -> None:
+    def __init__(self, redactor: Redactor, *, torn: bool = False) -> None:
         self._redactor = redactor
-        self._pending = ""
+        self._torn = torn
+        self._shown = b""  # the last KiB of what was given out, before masking
+        self._pending = b""
+        self._ends_masked = False
 
-    def feed(self, text: str) -> str:
-        """What of the text so far can be shown: whatever no secret that is still arriving can reach."""
-        self._pending += text
-        cut = self._redactor.open_end(self._pending)
-        for start, end in self._redactor.spans(self._pending):
-            if start < cut < end:
-                cut = start
-        # A secret that begins before the cut is complete in what is pending, so it was seen above.
-        done, self._pending = self._pending[:cut], self._pending[cut:]
-        return self._redactor(done)
+    def feed(self, data: bytes) -> bytes:
+        """What of the output so far can be shown: whatever no secret that is still arriving can reach."""
+        self._pending += data
+        if self._torn and len(self._pending) < HELD:
+            return b""
+        return self._show(self._redactor.open_end(self._pending))
 
-    def flush(self) -> str:
+    def flush(self) -> bytes:
         """The rest."""
-        done, self._pending = self._pending, ""
-        return self._redactor(done)
+        return self._show(len(self._pending))
+
+    def _show(self, cut: int) -> bytes:
+        data, begin = self._shown + self._pending, len(self._shown)
+        end = begin + cut
+        spans = self._redactor.spans(data)
+        if self._torn and (torn := self._redactor.torn_start(data)):
+            spans = _merged([(0, torn), *spans])
+        self._torn = False
+        text = _mask(data, spans, begin, end, self._ends_masked)
+        if cut:
+            self._ends_masked = any(start < end <= stop for start, stop in spans)
+        self._shown, self._pending = data[max(0, end - HELD) : end], data[end:]
+        return text
+
+
+class _Places:
+    """From a place in a text without its line breaks to the place in the text."""
+
+    def __init__(self, data: bytes) -> None:
+        self._before = [found.start() - count for count, found in enumerate(_A_BREAK.finditer(data))]
+
+    def __call__(self, place: int) -> int:
+        return place + bisect.bisect_right(self._before, place)
+
+
+def _pieces_of(secrets: Iterable[str]) -> Iterator[bytes]:
+    for secret in set(secrets):
+        for form in spellings(secret):
+            yield from _cut(form)
+
+
+def _cut(form: bytes) -> set[bytes]:
+    """*form* in pieces of at most 64 bytes that cover it, none of them beginning within a character."""
+    found, start = set(), 0
+    while len(form) - start > _LONGEST:
+        found.add(form[start : start + PIECE])
+        start = _begin_of_character(form, min(start + PIECE, len(form) - PIECE))
+    return found | {form[start:]}
+
+
+def _begin_of_character(data: bytes, place: int) -> int:
+    return next((place - back for back in range(3) if data[place - back] & 0xC0 != 0x80), place - 3)
+
+
+def _merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    merged: list[tuple[int, int]] = []
+    for start, end in sorted(spans):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def _overlap(ordered: list[bytes], text: bytes) -> int:
+    """How many bytes, at the most, of the end of *text* are the beginning of a piece, and not the whole of it."""
+    for count in range(len(text), 0, -1):
+        end = text[-count:]
+        place = bisect.bisect_left(ordered, end)
+        if any(piece.startswith(end) and len(piece) > count for piece in ordered[place : place + 2]):
+            return count
+    return 0
+
+
+def _mask(data: bytes, spans: list[tuple[int, int]], begin: int, end: int, masked: bool = False) -> bytes:
+    """*data* from *begin* to *end*. *masked*: what stands before has its mask; a span that goes on has it too."""
+    parts, position = [], begin
+    for start, stop in spans:
+        start, stop = max(start, begin), min(stop, end)
+        if start < stop:
+            parts.append(data[position:start])
+            if not (masked and start == begin):
+                parts.append(MASK.encode())
+            position = stop
+    return b"".join((*parts, data[position:end]))
 
 
 def held_in(document: Any) -> tuple[str, ...]:
@@ -185,24 +336,3 @@ def _parts(text: str) -> Iterable[str]:
             parts += [pair.partition("=")[2] or pair]
         for part in parts:
             yield from (part, urllib.parse.unquote(part))
-
-
-def _forms(secret: str) -> Iterable[str]:
-    """The spellings under which a secret shows up in output; a multi-line one also line by line."""
-    for part in {secret, *secret.splitlines()}:
-        if len(part.strip()) < SHORTEST:
-            continue
-        raw = part.encode("utf-8", "surrogateescape")
-        yield part
-        yield urllib.parse.quote(raw, safe="")
-        yield urllib.parse.quote(raw)  # as a path: slashes stay
-        yield urllib.parse.quote_plus(raw)
-        yield json.dumps(part)[1:-1]
-        yield json.dumps(part, ensure_ascii=False)[1:-1]
-        # Base64 of a secret inside a longer text starts at one of three offsets; the ends depend on neighbours.
-        for offset in range(3):
-            encoded = base64.b64encode(b"\0" * offset + raw).decode()
-            inner = encoded[{0: 0, 1: 2, 2: 3}[offset] : len(encoded) - (4 if encoded.endswith("=") else 0)]
-            if len(inner) >= 8:
-                yield inner
-                yield inner.replace("+", "-").replace("/", "_")

@@ -16,6 +16,7 @@ from oz_worker.engine.instance import Instance
 from oz_worker.engine.outbox import Outbox
 from oz_worker.engine.output import Output
 from oz_worker.engine.upkeep import Upkeep
+from oz_worker.known import Known
 from oz_worker.lifecycle import State
 from oz_worker.meters import Meters
 from oz_worker.model import Key, Report, TaskSpec
@@ -68,7 +69,7 @@ class Bench:
             Instance(self.slot, self.store, self.backend),
             outbox=self.outbox,
             meters=self.meters,
-            output=Output(own_secrets=(), longest_copy=1 << 20, retention=3600.0),
+            output=Output(known=Known(), longest_copy=1 << 20, retention=3600.0),
             limits=Limits(**{**defaults, **limits}),
             encode=self._encode,
             on_change=lambda: None,

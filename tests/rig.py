@@ -16,6 +16,7 @@ from typing import Any, Callable, Mapping
 import yaml
 
 from oz_worker.devplane.server import ControlPlane
+from tests.audit import Arguments, audit_files, secrets_in
 
 ROOT = Path(__file__).resolve().parent.parent
 FAKE_OZ = ROOT / "tests" / "bin" / "oz"
@@ -118,6 +119,8 @@ class Rig:
         self.workers: list[Worker] = []
         self.secrets = [plane.key]
         self.own_files: set[str] = set()  # files in which a test keeps secrets on purpose
+        self.in_arguments: set[str] = set()  # secrets that a test puts into arguments on purpose
+        self.arguments = Arguments()
         self.env = {
             "PATH": f"{FAKE_OZ.parent}:{os.environ['PATH']}",
             "HOME": str(place),
@@ -224,6 +227,7 @@ class Rig:
 
     def close(self) -> None:
         """End what the test left running."""
+        self.arguments.stop()
         for worker in self.workers:
             if worker.process.poll() is None:
                 worker.kill()
@@ -254,14 +258,13 @@ class Rig:
         self.audit_secrets()
 
     def audit_secrets(self) -> None:
-        """No secret stands in any file but those in `own_files`. Also while a worker runs."""
-        known = [secret.encode() for secret in self.secrets]
-        for path in self.place.rglob("*"):
-            if not path.is_file() or path.name in self.own_files:
-                continue
-            data = path.read_bytes()
-            for secret in known:
-                assert secret not in data, f"{path} holds the secret {secret!r}"
+        """No secret, however it is spelled, stands in any file but those in `own_files`, in what the server was told,
+        or in the arguments of a process. Also while a worker runs.
+        """
+        audit_files(self.place, self.secrets, but=self.own_files)
+        for entry in list(self.plane.received):
+            assert secrets_in(entry.frame.text.encode(), self.secrets) == [], entry.frame.text
+        self.arguments.audit(set(self.secrets) - self.in_arguments)
 
 
 def living_environments() -> list[tuple[int, bytes]]:

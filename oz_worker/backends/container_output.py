@@ -7,6 +7,7 @@ import os
 from oz_worker.backends.base import Unit
 from oz_worker.backends.container_order import container_name
 from oz_worker.backends.container_traces import Traces
+from oz_worker.backends.output import keep_end
 from oz_worker.backends.turns import Turns
 from oz_worker.containers import Engine
 from oz_worker.engine_words import EngineError
@@ -48,9 +49,7 @@ class ContainerOutput:
             place.parent.mkdir(mode=0o700, exist_ok=True)
             with self._turns.taken(), open(place, "wb", opener=_private) as file:
                 self._engine.logs(container_name(unit), lines=_FETCHED_LINES, into=file.fileno())
-                file.seek(0, os.SEEK_END)
-                if self._limit and file.tell() > self._limit:
-                    file.truncate(self._limit)
+            keep_end(place, self._limit)
         except (EngineError, OSError) as error:
             return f"the output of unit {unit.name} was not kept: {error}"
         return ""

@@ -10,6 +10,7 @@ from oz_worker.backends.base import Unit
 from oz_worker.backends.job_board import Board
 from oz_worker.backends.job_object import UNIT, job_name
 from oz_worker.backends.job_template import TASK
+from oz_worker.backends.output import end_with_notice
 from oz_worker.backends.turns import Turns
 from oz_worker.cluster import Cluster, ClusterDown, ClusterError, Object
 from oz_worker.timing import Deadline
@@ -64,18 +65,18 @@ class JobOutput:
             text = self._cluster.logs(*source, lines=lines, limit=_TAIL_BYTES, timeout=left)
             if len(text) < _TAIL_BYTES:
                 break
-        return text[-limit:] if limit else b""
+        if len(text) <= limit:
+            return text
+        return text[-limit:].partition(b"\n")[2] if limit else b""  # whole lines: no secret is torn
 
     def collect(self, unit: Unit, place: Path) -> str:
         """Write it all, cut at the limit, to *place*. One sentence when that is not possible."""
         try:
             place.parent.mkdir(mode=0o700, exist_ok=True)
-            with self._turns.taken(), open(place, "wb", opener=_private) as file:
+            with self._turns.taken(), open(place, "w+b", opener=_private) as file:
                 for source in self._sources(unit, Deadline(self._cluster.timeout)):
                     self._copy(source, file.fileno())
-                file.seek(0, os.SEEK_END)
-                if self._limit and file.tell() > self._limit:
-                    file.truncate(self._limit)
+                end_with_notice(file.fileno(), self._limit)
         except (ClusterError, OSError) as error:
             return f"the output of unit {unit.name} was not kept: {error}"
         return ""

@@ -10,7 +10,8 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, Iterable, Iterator, Mapping, NamedTuple, Sequence
 
 from oz_worker.backends.job_template import TASK
-from oz_worker.redact import Redactor
+from oz_worker.redact import RedactedStream, Redactor
+from oz_worker.spellings import encoded
 
 _GONE = "gone"
 """Ours, beside `metadata` of a pod of which only the last state is left."""
@@ -196,10 +197,9 @@ def _without(container: Mapping[str, Any], secrets: Sequence[str] | None) -> dic
         return {**container}
     message = ""
     if secrets is not None:
-        redact = Redactor(secrets)
-        message = redact(_text(end.get("message")))
-        if len(message) > _LONGEST_MESSAGE:
-            message = message[redact.longest :]
+        text = _text(end.get("message"))
+        stream = RedactedStream(Redactor(secrets), torn=len(text) > _LONGEST_MESSAGE)
+        message = (stream.feed(encoded(text)) + stream.flush()).decode("utf-8", "replace")
     return {**container, "state": {**state, "terminated": {**end, "message": message}}}
 
 

@@ -15,6 +15,11 @@ _LOOKS = 3
 """How often a cut looks for what was written meanwhile: one who floods the file always writes."""
 
 
+CUT = b"[oz_worker: output over "
+"""How the one line begins that says that something is missing."""
+_LONGEST_NOTICE = 128
+
+
 class OutputFiles:
     """Keeps files that others append to below a limit. Safe from any thread; the lock guards the set of files.
 
@@ -54,13 +59,13 @@ class OutputFiles:
 
         What a writer adds between the last look and the cut is lost: microseconds, and only in a file over the limit.
         """
-        notice = f"[oz_worker: output over {self._limit} bytes; what came before is gone]\n".encode()
+        notice = _notice(self._limit, "before")
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             seen = os.fstat(descriptor).st_size
             wanted = min(_KEPT, self._limit // 2)
             kept = _read_at(descriptor, max(0, seen - wanted), wanted)
-            head = notice + (kept[kept.find(b"\n") + 1 :] if b"\n" in kept else kept)
+            head = notice + _from_line(kept)
             if len(head) >= seen:
                 return  # so small a limit that the notice itself breaks it
             _write_at(descriptor, head, 0)
@@ -74,6 +79,59 @@ class OutputFiles:
             os.ftruncate(descriptor, end)
         finally:
             os.close(descriptor)
+
+
+def keep_end(path: Path, limit: int) -> None:
+    """Cut a file that nobody writes to any more: its end stays, below one notice. Raises OSError."""
+    with open(path, "r+b", opener=_not_followed) as file:
+        size = os.fstat(file.fileno()).st_size
+        if not limit or size <= limit:
+            return
+        notice = _notice(limit, "before")
+        place = size - max(0, limit - len(notice))
+        place += len(piece := _read_at(file.fileno(), place, _PIECE)) - len(_from_line(piece))
+        _write_at(file.fileno(), notice, 0)
+        end = len(notice)
+        while piece := _read_at(file.fileno(), max(place, end), _KEPT):
+            place = max(place, end) + len(piece)
+            _write_at(file.fileno(), piece, end)
+            end += len(piece)
+        os.ftruncate(file.fileno(), end)
+
+
+def end_with_notice(descriptor: int, limit: int) -> None:
+    """Of a file that was written up to its limit, perhaps with more to come: the last line becomes the notice."""
+    size = os.fstat(descriptor).st_size
+    notice = _notice(limit, "after")
+    if not limit or size < limit or limit < 2 * len(notice):
+        return
+    place = max(0, limit - len(notice) - _PIECE)
+    end = place + _read_at(descriptor, place, limit - len(notice) - place).rfind(b"\n") + 1
+    end = end if end > place else limit - len(notice)
+    os.ftruncate(descriptor, end)
+    _write_at(descriptor, notice, end)
+
+
+def notice_of(head: bytes) -> bytes:
+    """The notice at the beginning of an output of which the beginning is gone, b"" when there is none."""
+    line = head[:_LONGEST_NOTICE].partition(b"\n")[0]
+    return line + b"\n" if line.startswith(CUT) and line.endswith(b"before is gone]") else b""
+
+
+def _notice(limit: int, which: str) -> bytes:
+    return CUT + f"{limit} bytes; what came {which} is gone]\n".encode()
+
+
+def _from_line(data: bytes) -> bytes:
+    """From the first whole line; all of it when it has no end of a line, nor what a progress bar has instead."""
+    for end in (b"\n", b"\r"):
+        if end in data:
+            return data[data.find(end) + 1 :]
+    return data
+
+
+def _not_followed(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW)
 
 
 def _read_at(descriptor: int, place: int, limit: int) -> bytes:

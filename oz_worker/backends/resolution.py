@@ -17,7 +17,7 @@ def image_of(spec: TaskSpec, default_image: str) -> str:
     """The image of the assignment, else the configured one, else Ubuntu's."""
     chosen = spec.docker_image or default_image
     if not chosen and "--environment" in spec.argv:
-        logger.warning("task %s names an environment but no image; it runs in %s", spec.key.task_id, FALLBACK_IMAGE)
+        logger.warning("task %s names an environment but no image; it runs in %s", spec.key, FALLBACK_IMAGE)
     return chosen or FALLBACK_IMAGE
 
 

@@ -137,7 +137,7 @@ class Engine:
     def invalid(self, key: Key, sentence: str) -> None:
         """Report an assignment that cannot be run, once for each attempt, durably."""
         outcome = verdict.invalid(key, sentence)
-        logger.warning("task %s refused: %s", key.task_id, sentence)
+        logger.warning("task %s refused: %s", key, sentence)
 
         def decide(db: sqlite3.Connection) -> OutboxRow | Task | TaskRow | None:
             if (task := self._alive(key)) is not None:
@@ -366,7 +366,7 @@ class Engine:
         try:
             threads.start(f"task-{task.row.unit}", task.run, self._on_death)
         except RuntimeError as error:  # the limit of threads or of memory; `tick` tries again
-            logger.error("task %s waits: no thread could be started (%s)", task.key.task_id, error)
+            logger.error("task %s waits: no thread could be started (%s)", task.key, error)
             with self._lock:
                 self._unstarted.append(task)
 
@@ -374,7 +374,7 @@ class Engine:
         if task.row.cause is not Cause.CANCEL:
             return task.claim
         if task.key.execution_id:
-            return lambda: logger.info("task %s is being cancelled; its report follows", task.key.task_id)
+            return lambda: logger.info("task %s is being cancelled; its report follows", task.key)
         return functools.partial(self._reject, task.key, Refusal.CANCELLING, connection)
 
     def _repeat_of_ended(self, row: TaskRow) -> None:
@@ -410,7 +410,7 @@ class Engine:
         span.end()
 
     def _reject(self, key: Key, refusal: Refusal, connection: int, why: str = "", title: str = "") -> None:
-        logger.info("task %s rejected: %s%s", key.task_id, refusal.wire, f" ({why})" if why else "")
+        logger.info("task %s rejected: %s%s", key, refusal.wire, f" ({why})" if why else "")
         self.meters.count("oz_worker_tasks_rejected_total", reason=refusal.label)
         self._trace(key, title, "task.rejected", reason=refusal.label)
         self.notes.rejected(key, refusal, why)

@@ -76,7 +76,7 @@ class Cancellation:
             if _matches(wanted, task.key) and task.row.state is not State.DISPATCHED
         ]
         for task in alive:
-            logger.info("task %s: cancelled by the server", task.key.task_id)
+            logger.info("task %s: cancelled by the server", task.key)
             task.end_by(Cause.CANCEL, self._stop_grace)
             if wanted.execution_id:
                 task.ask_closed()
@@ -94,7 +94,7 @@ class Cancellation:
         if alive or dispatched:
             return
         if not wanted.execution_id:
-            logger.warning("cancel of task %s, which is not known here: nothing to do", wanted.task_id)
+            logger.warning("cancel of task %s, which is not known here: nothing to do", wanted)
         elif late:
             self._close(wanted, late[-1].row.origin)
         else:
@@ -119,7 +119,7 @@ class Cancellation:
         row, instance = entry
         try:
             trouble = instance.backend.cancel_dispatched(Unit(row.unit, instance.id, row.key))
-            logger.info("task %s: cancel_command run%s", row.key.task_id, f": {trouble}" if trouble else "")
+            logger.info("task %s: cancel_command run%s", row.key, f": {trouble}" if trouble else "")
             instance.change(row, lambda row: setattr(row, "closed", True))
         finally:
             with self._lock:
@@ -134,9 +134,9 @@ class Cancellation:
     def _close_unknown(self, key: Key) -> None:
         """`execution_closed` for an execution nobody knows, once a listing proves that no unit of it exists."""
         if any(found.key == key for instance in self._served() for found in instance.backend.units()):
-            logger.warning("cancel of task %s: a unit of it exists outside, but it is not ours yet", key.task_id)
+            logger.warning("cancel of task %s: a unit of it exists outside, but it is not ours yet", key)
             return
-        logger.info("cancel of task %s, which is not known here: nothing of it runs", key.task_id)
+        logger.info("cancel of task %s, which is not known here: nothing of it runs", key)
         self._close(key, self._outbox.origin)
 
     def _errand(self, name: str, body: Callable[[], None]) -> None:

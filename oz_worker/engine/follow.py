@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Callable, Iterable, NamedTuple
 
 from oz_worker import threads, vitals
+from oz_worker.about import EVERY
 from oz_worker.backends.base import Unit
+from oz_worker.backends.output import notice_of
+from oz_worker.known import Known
+from oz_worker.model import Key
 from oz_worker.redact import RedactedStream, Redactor
 
 logger = logging.getLogger("oz_worker.task")
@@ -22,7 +26,7 @@ LONGEST_LINE = 8 * 1024
 class Source(NamedTuple):
     """A unit whose output is followed."""
 
-    name: str  # the task's, for the log line
+    key: Key
     unit: Unit
     file: Path
 
@@ -30,11 +34,17 @@ class Source(NamedTuple):
 class _Reading:
     """How far one file has been shown."""
 
-    def __init__(self, secrets: tuple[str, ...]) -> None:
+    def __init__(self, redactor: Redactor) -> None:
         self.offset = 0
-        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self.stream = RedactedStream(Redactor(secrets))
         self.line = ""
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.redactor = redactor
+        self.stream = RedactedStream(redactor)
+
+    def begin_behind(self, notice: bytes) -> None:
+        """The file was cut, perhaps in the middle of a secret."""
+        self.offset = len(notice)
+        self.stream = RedactedStream(self.redactor, torn=True)
 
 
 class Follower:
@@ -44,9 +54,9 @@ class Follower:
     before the file is removed, and this one never show a piece twice.
     """
 
-    def __init__(self, sources: Callable[[], Iterable[Source]], own_secrets: tuple[str, ...]) -> None:
+    def __init__(self, sources: Callable[[], Iterable[Source]], known: Known) -> None:
         self._sources = sources
-        self._own_secrets = own_secrets
+        self._known = known
         self._lock = threading.Lock()
         self._readings: dict[str, _Reading] = {}
         self._stop = threading.Event()
@@ -65,7 +75,7 @@ class Follower:
             self._show(source)
             reading = self._readings.pop(source.unit.name, None)
         if reading is not None:
-            self._log(source, reading, reading.stream.flush() + "\n")
+            self._log(source, reading, reading.stream.flush() + b"\n")
 
     @vitals.essential("output")
     def _run(self) -> None:
@@ -81,23 +91,28 @@ class Follower:
             return  # no longer known: nothing can be redacted
         reading = self._readings.get(source.unit.name)
         if reading is None:
-            reading = self._readings[source.unit.name] = _Reading((*self._own_secrets, *source.unit.secrets))
+            reading = self._readings[source.unit.name] = _Reading(self._known.redactor(source.unit.secrets))
         try:
             with source.file.open("rb") as file:
-                if file.seek(0, 2) < reading.offset:  # it was cut at task_log_max; a notice stands at its head
-                    reading.offset = 0
+                if file.seek(0, 2) < reading.offset:  # it was cut at task_log_max
+                    self._log(source, reading, reading.stream.flush() + b"\n")
+                    file.seek(0)
+                    notice = notice_of(file.read(PIECE))
+                    self._log(source, reading, notice)
+                    reading.begin_behind(notice)
                 file.seek(reading.offset)
                 while piece := file.read(PIECE):
                     reading.offset += len(piece)
-                    self._log(source, reading, reading.stream.feed(reading.decoder.decode(piece)))
+                    self._log(source, reading, reading.stream.feed(piece))
         except OSError:
             return  # not there yet, or already removed
 
     @staticmethod
-    def _log(source: Source, reading: _Reading, text: str) -> None:
-        *lines, reading.line = (reading.line + text).split("\n")
+    def _log(source: Source, reading: _Reading, shown: bytes) -> None:
+        *lines, reading.line = (reading.line + reading.decoder.decode(shown)).split("\n")
         if len(reading.line) > LONGEST_LINE:
             lines, reading.line = [*lines, reading.line], ""
         for line in lines:
             if line:
-                logger.info("task %s | %s", source.name, line[:LONGEST_LINE])
+                more = f" [{len(line) - LONGEST_LINE} more characters]" if len(line) > LONGEST_LINE else ""
+                logger.info("task %s | %s%s", source.key, line[:LONGEST_LINE], more, extra=EVERY)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import codecs
+import contextlib
 import dataclasses
 import logging
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 from oz_worker.backends.base import Backend, Unit
+from oz_worker.backends.output import keep_end, notice_of
+from oz_worker.known import Known
 from oz_worker.model import ExitFacts
 from oz_worker.redact import RedactedStream, Redactor
 from oz_worker.rows import TaskRow
@@ -19,27 +22,48 @@ logger = logging.getLogger(__name__)
 
 TAIL_LINES, TAIL_BYTES = 20, 2048
 CHUNK = 256 * 1024
+MOST_BYTES = 1024 * 1024 * 1024
+"""What the kept copies of an instance may take together; the oldest go first, whatever their age."""
+BYTES_OF_A_FILE = 16 * 1024
+"""What a file counts for besides its content, so that their number is bounded too (65,536 empty ones)."""
 
 
 class Output:
-    """Reads the raw output of units and shows it redacted. Safe from any thread; holds no state of a task.
+    """Reads the raw output of units and shows it redacted. Safe from any thread; holds nothing of a task but secrets.
 
     When a task's secrets are no longer known (it ended while the worker was away), there is no tail and no copy.
     """
 
-    def __init__(self, *, own_secrets: tuple[str, ...], longest_copy: int, retention: float) -> None:
-        self._own_secrets = own_secrets
+    def __init__(self, *, known: Known, longest_copy: int, retention: float, most: int = MOST_BYTES) -> None:
+        self._known = known
         self._longest_copy = longest_copy
         self._retention = retention
+        self._most = most
+        self._copied = 0  # bytes since the last look at all copies; a race makes that look a little late at worst
+
+    def learn(self, unit: Unit) -> None:
+        """The log masks what is known of the unit's secrets now."""
+        self._known.learn_of(unit.name, unit.secrets or (), shown=unit.key)
+
+    def forget(self, unit: Unit) -> None:
+        """The task is over."""
+        self._known.learn_of(unit.name, ())
+
+    def without_secrets(self, unit: Unit, facts: ExitFacts) -> ExitFacts:
+        """*facts* whose sentences, which quote programs, can be shown."""
+        if not facts.detail and not facts.remains:
+            return facts
+        redact = self._known.redactor(value for value in unit.secrets or () if value not in unit.key)
+        return replace(facts, detail=redact(facts.detail), remains=redact(facts.remains))
 
     def tail(self, backend: Backend, unit: Unit) -> str:
         """The last lines of the unit's output, redacted, at most 20 lines and 2 KiB."""
         if unit.secrets is None:
             return ""
-        redact = Redactor((*self._own_secrets, *unit.secrets))
-        # A secret may begin before what is shown: read more by the longest one, redact, then cut.
-        raw = backend.tail(unit, TAIL_BYTES * 4 + redact.longest)
-        text = redact(raw.decode("utf-8", "replace").replace("\0", "")).strip()
+        wanted = TAIL_BYTES * 4
+        raw = backend.tail(unit, wanted)
+        stream = RedactedStream(self._known.redactor(unit.secrets), torn=len(raw) >= wanted)
+        text = (stream.feed(raw) + stream.flush()).decode("utf-8", "replace").replace("\0", "").strip()
         lines = "\n".join(text.splitlines()[-TAIL_LINES:])
         return lines.encode()[-TAIL_BYTES:].decode("utf-8", "ignore")
 
@@ -47,7 +71,7 @@ class Output:
         """*facts* without the secrets that an engine, a cluster or its policies may repeat in their words."""
         if not facts.detail and not facts.remains:
             return facts
-        redact = Redactor((*self._own_secrets, *(unit.secrets or ())))
+        redact = self._known.redactor(unit.secrets or ())
         return dataclasses.replace(facts, detail=redact(facts.detail), remains=redact(facts.remains))
 
     def copies(self, unit: Unit) -> bool:
@@ -62,23 +86,24 @@ class Output:
         copy = instance / "logs" / copy_name(row)
         try:
             copy.parent.mkdir(mode=0o700, exist_ok=True)
+            keep_end(raw, self._longest_copy)
             with raw.open("rb") as source, open(copy, "wb", opener=_private) as target:
-                _copy_redacted(source, target, Redactor((*self._own_secrets, *unit.secrets)), self._longest_copy)
+                _copy_redacted(source, target, self._known.redactor(unit.secrets))
+                self._copied += target.tell() + BYTES_OF_A_FILE
         except OSError as error:
-            logger.warning("no copy of the output of task %s was kept: %s", row.key.task_id, error)
+            logger.warning("no copy of the output of task %s was kept: %s", row.key, error)
+        if self._copied > self._most // 8:
+            self.expire(instance)
 
     def expire(self, instance: Path) -> None:
-        """Delete copies older than the retention."""
-        try:
-            copies = list((instance / "logs").iterdir())
-        except OSError:
-            return
-        for copy in copies:
-            try:
-                if copy.stat().st_mtime + self._retention < time.time():
+        """Delete copies older than the retention, and the oldest ones beyond what all together may take."""
+        self._copied = 0
+        left = self._most
+        for age, size, copy in _copies(instance / "logs"):
+            left -= size
+            if age > self._retention or (left < 0 and left + size < self._most):  # the newest one stays
+                with contextlib.suppress(OSError):
                     copy.unlink()
-            except OSError as error:
-                logger.debug("expiring %s: %s", copy, error)
 
 
 def copy_name(row: TaskRow) -> str:
@@ -98,11 +123,25 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _copy_redacted(source: BinaryIO, target: BinaryIO, redact: Redactor, limit: int) -> None:
-    stream = RedactedStream(redact)
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    written = 0
-    while written < limit and (chunk := source.read(CHUNK)):
-        written += target.write(stream.feed(decoder.decode(chunk)).encode())
-    if written < limit:
-        target.write(stream.flush().encode())
+def _copies(directory: Path) -> list[tuple[float, int, Path]]:
+    """Age, size and path of each copy, the newest first."""
+    found = []
+    now = time.time()
+    try:
+        for entry in os.scandir(directory):
+            with contextlib.suppress(OSError):
+                about = entry.stat(follow_symlinks=False)
+                found.append((now - about.st_mtime, about.st_size + BYTES_OF_A_FILE, Path(entry.path)))
+    except OSError:
+        return []  # there is none yet
+    return sorted(found)
+
+
+def _copy_redacted(source: BinaryIO, target: BinaryIO, redactor: Redactor) -> None:
+    notice = notice_of(source.read(CHUNK))
+    source.seek(len(notice))
+    target.write(notice)
+    stream = RedactedStream(redactor, torn=bool(notice))
+    while chunk := source.read(CHUNK):
+        target.write(stream.feed(chunk))
+    target.write(stream.flush())

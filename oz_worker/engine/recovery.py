@@ -90,7 +90,7 @@ def _task_of(engine: Engine, instance: Instance, row: TaskRow, found: Found | No
         result = "lost" if row.started_at else "never_started"
     engine.meters.count("oz_worker_tasks_reattached_total", result=result)
     unit = Unit(row.unit, instance.id, row.key)
-    logger.info("task %s: taken up again (%s)", row.key.task_id, row.state.value)
+    logger.info("task %s: taken up again (%s)", row.key, row.state.value)
     return Task(row, instance, unit, engine, found=found is not None)
 
 
@@ -113,7 +113,7 @@ def _adopt(engine: Engine, instance: Instance, found: Found) -> Task:
     )
     instance.change(row, lambda _row: None)
     engine.meters.count("oz_worker_tasks_reattached_total", result="adopted")
-    logger.warning("task %s: adopted from its labels, the database does not know it", key.task_id)
+    logger.warning("task %s: adopted from its labels, the database does not know it", key)
     return Task(row, instance, Unit(found.name, instance.id, key), engine, found=True)
 
 
@@ -189,4 +189,4 @@ def _remove_left_over(instance: Instance, row: TaskRow) -> None:
         return
     trouble = instance.backend.clean_up(Unit(row.unit, instance.id, row.key), keep=False)
     if trouble:
-        logger.warning("task %s: clean-up: %s", row.key.task_id, trouble)
+        logger.warning("task %s: clean-up: %s", row.key, trouble)

@@ -12,7 +12,7 @@ import threading
 import time
 from typing import Callable, Protocol
 
-from oz_worker import rows
+from oz_worker import about, rows
 from oz_worker.backends.base import PROOF_SECONDS, Unit
 from oz_worker.engine import verdict
 from oz_worker.engine.follow import Follower, Source
@@ -124,17 +124,20 @@ class Task:
 
     def source(self) -> Source:
         """Where its output stands."""
-        return Source(_name(self.key), self.unit, self.instance.path / "units" / self.row.unit / "output.log")
+        return Source(self.key, self.unit, self.instance.path / "units" / self.row.unit / "output.log")
 
     # -- the task's thread
 
     def run(self) -> None:
         """Live through the task. Never raises: a fault of the worker becomes the task's report."""
+        about.TASK.set(self.key)
+        self._around.output.learn(self.unit)
         try:
             if self.row.state is not State.ENDING:
                 self._end(self._live())
             self._finish()
         finally:
+            self._around.output.forget(self.unit)
             self._around.finished(self)
 
     def _live(self) -> ExitFacts:
@@ -142,6 +145,7 @@ class Task:
         try:
             if self._found:
                 self.instance.backend.attach(self.unit)
+                self._around.output.learn(self.unit)
                 if self.unit.facts is None or self.unit.facts.agent_started:
                     self.instance.change(self.row, _taken_up)
             elif self.unit.spec is None:  # of an earlier process, and nothing of it exists outside
@@ -162,7 +166,7 @@ class Task:
         except TaskFault as fault:
             return fault.facts
         except Exception as error:  # foreign code below: whatever it is, the task gets its report
-            logger.exception("task %s: internal error", self.key.task_id)
+            logger.exception("task %s: internal error", self.key)
             return self._after_fault(error)
 
     def _start(self) -> None:
@@ -172,6 +176,7 @@ class Task:
         self.span.event("task.started")
         self.instance.change(self.row, lambda row: _step(row, Event.PREPARE))
         self.instance.backend.prepare(self.unit)
+        self._around.output.learn(self.unit)
         if self.row.cause is not None or self.unit.cause is not None:
             raise Stopped
         self.instance.backend.start(self.unit)
@@ -188,12 +193,14 @@ class Task:
             remains = self.instance.backend.stop(self.unit).remains
             self._stopped = True
         except Exception:
-            logger.exception("task %s: stopping after an internal error", self.key.task_id)
+            logger.exception("task %s: stopping after an internal error", self.key)
             remains = f"unit {self.row.unit}"
         return ExitFacts(reason=Reason.UNKNOWN, detail=detail, remains=remains)
 
     def _end(self, facts: ExitFacts) -> None:
         """Transaction 1: the outcome is fixed and its report is held."""
+        self._around.output.learn(self.unit)  # a preparation that failed may have read some
+        facts = self._around.output.without_secrets(self.unit, facts)
         if facts.dispatched and self._hand_over(facts):
             return
         if facts.dispatched:  # another cause was committed first; `stop`, which cancels by itself, was not called
@@ -363,7 +370,7 @@ class Task:
         """Until everything of the unit is proven gone; only then the slot and `execution_closed` (rule 11)."""
         if not self.row.remains:
             return
-        logger.warning("task %s: %s is still there; its slot stays taken", self.key.task_id, self.row.remains)
+        logger.warning("task %s: %s is still there; its slot stays taken", self.key, self.row.remains)
         self.awaiting_proof = True
         self._around.waits_for_proof()
         self.unit.order_stop(Cause.SHUTDOWN, 0)
@@ -373,7 +380,7 @@ class Task:
                 if self.row.remains:
                     self.unit.wait(PROOF_SECONDS)
         self.awaiting_proof = False
-        logger.info("task %s: everything is gone now", self.key.task_id)
+        logger.info("task %s: everything is gone now", self.key)
         self._around.slot_freed(self)
 
     def ask_closed(self) -> None:
@@ -419,25 +426,25 @@ class Task:
             self.span.event("task.completed" if row.result == "succeeded" else f"task.{row.result}")
 
     def _log_edge(self, what: str) -> None:
-        logger.info("task %s %s", _name(self.key), what)
+        logger.info("task %s %s", self.key, what)
 
     def _log_end(self, facts: ExitFacts, tail: str) -> None:
         row = self.row
         if row.result == "failed":
             code = f", exit code {row.exit_code}" if row.exit_code else ""
             detail = f". {facts.detail}" if facts.detail else ""
-            logger.warning("task %s failed: %s%s%s", _name(self.key), row.reason, code, detail)
+            logger.warning("task %s failed: %s%s%s", self.key, row.reason, code, detail)
             if tail:
-                logger.warning("task %s last output:\n%s", _name(self.key), tail)
+                logger.warning("task %s last output:\n%s", self.key, tail)
         else:
-            logger.info("task %s %s", _name(self.key), row.result)
+            logger.info("task %s %s", self.key, row.result)
 
     def _guarded(self, call: Callable[[], str]) -> str:
         """A backend's call after the end: its failure becomes a sentence, the report goes out all the same."""
         try:
             return call()
         except Exception as error:
-            logger.exception("task %s: internal error after its end", _name(self.key))
+            logger.exception("task %s: internal error after its end", self.key)
             return f"internal error ({type(error).__name__}: {error})"
 
     def _say_trouble(self, what: str, sentence: str) -> None:
@@ -446,7 +453,7 @@ class Task:
             self._around.meters.count("oz_worker_task_failures_total", phase="cleanup", reason=phase_reason)
             failed = "cancel.failed" if what == "cancel_command" else "cleanup.failed"
             self.span.event(failed, phase="cleanup", reason=phase_reason)
-            logger.warning("task %s: %s: %s", _name(self.key), what, sentence)
+            logger.warning("task %s: %s: %s", self.key, what, sentence)
 
 
 def _step(row: TaskRow, event: Event) -> None:
@@ -474,7 +481,3 @@ def _heard(row: TaskRow) -> None:
 def _started(row: TaskRow) -> None:
     _step(row, Event.STARTED)
     row.started_at = time.time()
-
-
-def _name(key: Key) -> str:
-    return f"{key.task_id}/{key.execution_id}" if key.execution_id else key.task_id

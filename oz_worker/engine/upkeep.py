@@ -111,9 +111,9 @@ class Upkeep:
             vitals.stamp()
             trouble = instance.backend.clean_up(Unit(row.unit, instance.id, row.key), keep=False)
             if trouble:  # was said at the task's end; the next look tries again
-                logger.debug("task %s: clean-up: %s", row.key.task_id, trouble)
+                logger.debug("task %s: clean-up: %s", row.key, trouble)
                 continue
-            logger.info("task %s: removed what had been kept of it", row.key.task_id)
+            logger.info("task %s: removed what had been kept of it", row.key)
             instance.change(row, lambda row: setattr(row, "keep_until", None))
 
     def _take_left_behind(self) -> None:

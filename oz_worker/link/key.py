@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Callable
+
 from oz_worker.redact import Secret
 
 KEY_BYTES = 16 * 1024
@@ -11,17 +13,21 @@ KEY_BYTES = 16 * 1024
 class KeySource:
     """The key itself, or the file it is read from anew at each dial, on the resolver thread.
 
+    What the file holds goes to *learn* first, key or not: from then on the log masks it.
+
     Calling it raises OSError when the file cannot be read, ValueError with a sentence when what it holds is no key.
     """
 
-    def __init__(self, key: Secret, path: str = "") -> None:
+    def __init__(self, key: Secret, path: str = "", learn: Callable[[str], None] = lambda _text: None) -> None:
         self._key = key
         self._path = path
+        self._learn = learn
 
     def __call__(self) -> Secret:
         """The key, trimmed."""
         text = self._key.reveal() if self._key or not self._path else self._read()
         text = text.strip()
+        self._learn(text)
         where = self._path or "the API key"
         if not text:
             raise ValueError(f"{where} is empty; put the worker's API key there")

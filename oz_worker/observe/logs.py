@@ -6,9 +6,9 @@ queue, what does not fit is counted, and the count is written once there is room
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-import os
 import queue
 import re
 import sys
@@ -17,17 +17,24 @@ import time
 import traceback
 from datetime import datetime
 from types import TracebackType
+from typing import NamedTuple
 
-from oz_worker import threads, vitals
+from oz_worker import about, threads, vitals
+from oz_worker.model import Key
+from oz_worker.observe.log_file import LogFile
+from oz_worker.observe.repeats import Repeats
 from oz_worker.redact import Redactor
 
 logger = logging.getLogger(__name__)
 
 MOST_LINES = 10_000
+MOST_CHARACTERS = 16 * 1024 * 1024
+"""What may wait for a reader of the log that has stopped."""
 CLOSE_SECONDS = 1.0
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "warning": logging.WARNING}
 LEVELS["error"] = logging.ERROR
 
+_OF_CONNECTIONS = ("oz_worker.link", "oz_worker.daemon")
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -44,6 +51,19 @@ def _escape(match: re.Match[str]) -> str:
     return match[0].encode("ascii", "backslashreplace").decode() if match[0] > "\x7f" else f"\\x{ord(match[0]):02x}"
 
 
+class _Line(NamedTuple):
+    """One record as it will be written, but for the date, its ids as fields and its shape."""
+
+    created: float
+    level: str
+    logger: str
+    thread: str
+    message: str
+    trace: str
+    task: Key | None
+    connection: str
+
+
 class Logs(logging.Handler):
     """The root handler, and the thread `log` that writes. A context manager; safe from any thread.
 
@@ -57,28 +77,28 @@ class Logs(logging.Handler):
         level: str,
         form: str,
         file: str,
-        secrets: tuple[str, ...],
+        redact: Redactor,
         on_death: threads.OnDeath = lambda _name, _error: None,
     ) -> None:
         super().__init__(LEVELS[level])
         self._on_death = on_death
         self._json = form == "json"
-        self._file = file
-        self._redact = Redactor(secrets)
+        self._file = LogFile(file)
+        self._redact = redact
+        self._repeats = Repeats(lambda: self._queue.put(""))
         self._queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._counts = threading.Lock()  # guards the three numbers below
+        self._counts = threading.Lock()  # guards the four numbers below
         self._waiting = 0
-        self._dropped = 0
+        self._characters = 0
+        self._dropped = 0  # and not yet told
         self.dropped_total = 0
-        self._descriptor = 2
-        self._reopen = False
         self._finished = False  # set by its thread as the last thing it does
         self._thread: threading.Thread | None = None
         self._colour = not self._json and not file and sys.stderr.isatty()
 
     def __enter__(self) -> Logs:
-        if self._file:
-            self._descriptor = _open(self._file)
+        """Raises NotUsable when the log file cannot be opened."""
+        self._file.open()
         root = logging.getLogger()
         root.addHandler(self)
         root.setLevel(self.level)
@@ -100,21 +120,25 @@ class Logs(logging.Handler):
 
     def reopen(self) -> None:
         """Open the log file anew (after rotation); takes effect with the next line."""
-        self._reopen = True
+        self._file.reopen()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Format here, because arguments may change; write elsewhere."""
         try:
-            line = self._as_json(record) if self._json else self._as_text(record)
+            line = _line(record)
+            if self._repeats.held(record, str(line.task or "")):
+                return
+            text = self._shaped(line)
         except Exception:  # a bad format string must not hurt who logs
-            line = f"log line lost: {record.msg!r}"
+            text = self._own("ERROR", f"a line of the log could not be made ({record.pathname}:{record.lineno})")
         with self._counts:
-            if self._waiting >= MOST_LINES:
+            if self._waiting >= MOST_LINES or self._characters + len(text) > MOST_CHARACTERS:
                 self._dropped += 1
                 self.dropped_total += 1
                 return
             self._waiting += 1
-        self._queue.put(line + "\n")
+            self._characters += len(text)
+        self._queue.put(text)
 
     def stacks(self) -> None:
         """All threads' stacks with their names, as one log record."""
@@ -124,76 +148,110 @@ class Logs(logging.Handler):
             frame = frames.get(thread.ident or 0)
             if frame is not None:
                 parts.append(f"--- {thread.name}\n" + "".join(traceback.format_stack(frame)))
-        logger.warning("stacks of %d threads\n%s", len(parts), "".join(parts))
+        logger.warning("stacks of %d threads\n%s", len(parts), "".join(parts), extra=about.EVERY)
 
     @vitals.essential("log")
     def _write_lines(self) -> None:
-        while (line := vitals.take(self._queue)) is not None:
-            with self._counts:
-                self._waiting -= 1
-                dropped, self._dropped = (self._dropped, 0) if self._waiting < MOST_LINES // 2 else (0, self._dropped)
-            if dropped:
-                self._write(
-                    f"{_now()} WARNING {dropped} log lines were dropped: the reader of the log did not keep up\n"
-                )
-            self._write(line)
+        while True:
+            with contextlib.suppress(queue.Empty):
+                text = self._queue.get(timeout=vitals.wait(self._repeats.due()))
+                if text is None:
+                    break
+                self._take(text)
+            self._sum_up()
+        self._sum_up(now=True)
         self._finished = True
 
-    def _write(self, text: str) -> None:
-        if self._reopen and self._file:
-            self._reopen = False
-            self._replace()
-        raw = text.encode("utf-8", "backslashreplace")
-        while raw:
-            try:
-                raw = raw[os.write(self._descriptor, raw) :]
-            except BlockingIOError:  # somebody made our stderr non-blocking
-                time.sleep(0.05)
-            except OSError:  # closed, or its disk is full: the line is lost, the worker goes on
-                with self._counts:
-                    self.dropped_total += 1
-                return
-
-    def _replace(self) -> None:
-        try:
-            fresh = _open(self._file)
-        except OSError as error:
-            self._write(f"{_now()} ERROR the log file {self._file} cannot be opened anew ({error.strerror})\n")
+    def _take(self, text: str) -> None:
+        """Write a line of the queue; before it, what was lost. An empty one only woke us."""
+        if not text:
             return
-        os.close(self._descriptor)
-        self._descriptor = fresh
+        with self._counts:
+            self._waiting -= 1
+            self._characters -= len(text)
+            dropped = self._dropped if self._waiting < MOST_LINES // 2 else 0
+        if dropped:
+            why = self._file.trouble or "the reader of the log did not keep up"
+            if self._file.write(self._own("WARNING", f"{dropped} log lines were dropped: {why}")):
+                self._file.trouble = ""
+                with self._counts:
+                    self._dropped -= dropped
+        self._write(text)
 
-    def _as_text(self, record: logging.LogRecord) -> str:
-        level = record.levelname
+    def _sum_up(self, *, now: bool = False) -> None:
+        for count, record in self._repeats.summaries(now=now):
+            line = _line(record)
+            words = f"{count} more lines of this kind within a minute, the last: {line.message}"
+            self._write(self._shaped(line._replace(message=words, trace="")))
+
+    def _write(self, text: str) -> None:
+        if not self._file.write(text):
+            with self._counts:
+                self._dropped += 1
+                self.dropped_total += 1
+        elif self._file.trouble and not self._dropped:  # it goes on into the old file
+            trouble, self._file.trouble = self._file.trouble, ""
+            self._file.write(self._own("ERROR", trouble))
+
+    def _own(self, level: str, message: str) -> str:
+        return self._shaped(_Line(time.time(), level, logger.name, "log", message, "", None, ""))
+
+    def _shaped(self, line: _Line) -> str:
+        return (self._as_json(line) if self._json else self._as_text(line)) + "\n"
+
+    def _as_text(self, line: _Line) -> str:
+        level = line.level
         if self._colour:
             level = (
                 {"WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[31m"}.get(level, "") + level + "\x1b[0m"
             )
-        return f"{_now(record.created)} {level} {lines_of(self._redact(record.getMessage() + _trace(record)))}"
+        message = self._redact(line.message)
+        if line.task is not None and line.task.task_id not in line.message:
+            message += f" (task {line.task})"
+        elif line.task is None and line.connection and line.connection not in line.message:
+            message += f" (connection {line.connection})" if line.logger.startswith(_OF_CONNECTIONS) else ""
+        return f"{_now(line.created)} {level} {lines_of(message + self._redact(line.trace))}"
 
-    def _as_json(self, record: logging.LogRecord) -> str:
+    def _as_json(self, line: _Line) -> str:
         fields: dict[str, object] = {
-            "time": _now(record.created),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "thread": record.threadName,
-            "message": record.getMessage(),
+            "time": _now(line.created),
+            "level": line.level.lower(),
+            "logger": line.logger,
+            "thread": line.thread,
+            "message": self._redact(line.message),
         }
-        if record.exc_info:
-            fields["traceback"] = _trace(record).lstrip("\n")
-        return self._redact(json.dumps(fields, ensure_ascii=False))
+        if line.task is not None:
+            fields["task"] = line.task.task_id
+            if line.task.execution_id:
+                fields["execution"] = line.task.execution_id
+        if line.connection:
+            fields["connection"] = line.connection
+        if line.trace:
+            fields["traceback"] = self._redact(line.trace.lstrip("\n"))
+        return json.dumps(fields, ensure_ascii=False)
 
 
-def _now(at: float | None = None) -> str:
-    moment = datetime.fromtimestamp(time.time() if at is None else at).astimezone()
-    return moment.isoformat(timespec="milliseconds")
+def _line(record: logging.LogRecord) -> _Line:
+    """Ids come from the arguments, else from the thread: what it is busy with (`oz_worker.about`)."""
+    given = record.args if isinstance(record.args, tuple) else ()
+    named = next((one for one in given if isinstance(one, Key)), None)
+    return _Line(
+        record.created,
+        record.levelname,
+        record.name,
+        record.threadName or "",
+        record.getMessage(),
+        _trace(record),
+        named or about.TASK.get(),
+        about.CONNECTION.get(),
+    )
+
+
+def _now(at: float) -> str:
+    return datetime.fromtimestamp(at).astimezone().isoformat(timespec="milliseconds")
 
 
 def _trace(record: logging.LogRecord) -> str:
     if not record.exc_info or record.exc_info[1] is None:
         return ""
     return "\n" + "".join(traceback.format_exception(record.exc_info[1])).rstrip()
-
-
-def _open(path: str) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)

@@ -68,19 +68,6 @@ class _Variables:
         return GENERAL + what, ""
 
 
-def secrets(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """What the log must not show: header values and passwords, also of variables that turn out to be unusable."""
-    found: set[str] = set()
-    for what in ("", "METRICS_", "TRACES_"):
-        for part in environ.get(f"{GENERAL}{what}HEADERS", "").split(","):
-            value = part.partition("=")[2].strip() or part.strip()
-            found |= {form for whole in (value, unquote(value)) for form in (whole, whole.rpartition(" ")[2])}
-        user, at, _ = environ.get(f"{GENERAL}{what}ENDPOINT", "").partition("//")[2].partition("/")[0].rpartition("@")
-        if at:
-            found |= {user, user.partition(":")[2]}
-    return tuple(sorted(found - {""}))
-
-
 def read(signal: str, environ: Mapping[str, str]) -> Target:
     """The target of *signal* (metrics or traces). Reads certificate files. Raises Unusable."""
     variables = _Variables(signal, environ)

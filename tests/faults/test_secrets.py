@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.rig import Rig, until
+from tests.audit import secrets_in
+from tests.rig import SAFETY, Rig, until
 
 WAIT = "while [ ! -e $HOME/go ]; do sleep 0.05; done"
 KEY = "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG9w0BAQEF\nAASCBKcwggSjAgEAAoIBAQC7\n-----END PRIVATE KEY-----\n"
@@ -42,6 +43,7 @@ def test_at_debug_level_and_while_it_runs_nothing_outside_the_task_shows_a_secre
     rig.config["log_level"] = "debug"
     rig.config["backend"]["direct"].update(mcp_config=mcp_config, setup_command="true", teardown_command="true")
     rig.own_files.add("mcp.json")
+    rig.in_arguments |= {MCP_TOKEN} if mcp_config == "inline" else set()
     worker = rig.start()
     task = rig.submit(
         f"echo up > $HOME/up; {WAIT}; exit 1",
@@ -80,6 +82,7 @@ def test_tokens_in_urls_and_arguments_of_mcp_servers_are_masked_too(rig: Rig, ta
     task = rig.submit("cat $HOME/tokens; exit 1", snapshot={"mcp_servers": OTHER_SERVERS})
     rig.plane.wait_acknowledged(task)
     rig.secrets += ELSEWHERE
+    rig.in_arguments |= ELSEWHERE
     assert task.terminal.message.count("<***>") == len(ELSEWHERE)
     assert not [token for token in ELSEWHERE if token in task.terminal.message]
     assert worker.stop() == 0
@@ -121,6 +124,44 @@ def test_no_form_of_a_secret_reaches_the_report_the_log_or_the_kept_copy(rig: Ri
     rig.audit()
 
 
+OWN = {"proxy": "pr0xy-pass-31", "header": "0tel-header-32", "file": "wk-file-key-33", "docker": "c0nfigured-34"}
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_no_secret_of_the_worker_itself_is_shown_by_a_task_that_prints_it(rig: Rig, form: str) -> None:
+    """All that the worker has: whoever finds them prints them in pieces, wrapped, and encoded twice over."""
+    key_file = rig.place / "key"
+    key_file.write_text(rig.plane.key)
+    del rig.env["WARP_API_KEY"]
+    rig.env |= {
+        "http_proxy": f"http://me:{OWN['proxy']}@127.0.0.1:9",
+        "OTEL_EXPORTER_OTLP_HEADERS": f"authorization=Bearer%20{OWN['header']}",
+    }
+    rig.config |= {"log_format": form, "task_output": "log", "api_key_file": str(key_file)}
+    rig.config["backend"]["direct"]["environment"] = [{"name": "CONFIGURED", "value": OWN["docker"]}]
+    rig.own_files |= {"key", "config.yaml", "printed", "output.log"}
+    worker = rig.start()
+    printed = "".join(f"<{form}>\n<{form[:7]}\n{form[7:]}>\n" for value in OWN.values() for form in forms(value)[:2])
+    (rig.place / "printed").write_text(printed)
+    task = rig.submit(f"echo up > $HOME/up; {WAIT}; while read -r l; do echo $l; done < $HOME/printed; exit 1")
+    until((rig.place / "up").exists, "the agent")
+    rig.secrets += OWN.values()
+    rig.plane.key = OWN["file"]
+    key_file.write_text(OWN["file"])
+    rig.plane.cut()
+    rig.plane.wait_connected(SAFETY, after=1)
+    (rig.place / "go").touch()
+    rig.plane.wait_acknowledged(task)
+    assert worker.stop() == 0
+    assert task.terminal.message.count("<***>") >= len(OWN)
+    shown = task.terminal.message + worker.log + "".join(one.read_text() for one in rig.state_dir.glob("*/logs/*"))
+    unwrapped = shown.encode().replace(b"\n", b"")
+    assert secrets_in(unwrapped, OWN.values()) == []
+    assert "| <***>" in worker.log
+    rig.own_files.remove("output.log")
+    rig.audit()
+
+
 def lines(worker_log: str) -> list[dict[str, Any]]:
     """The records of a log in JSON; what stands before the first is the start's."""
     return [json.loads(line) for line in worker_log.splitlines()]
@@ -138,4 +179,9 @@ def test_each_line_of_the_log_has_its_date_its_level_and_its_task(rig: Rig) -> N
     assert all(record["time"][4] == record["time"][7] == "-" for record in records)
     about = [record["level"] for record in records if task.task_id in record["message"]]
     assert {"info", "warning"} <= set(about)
+    fields = [record for record in records if record.get("task") == task.task_id]
+    assert [record["message"] for record in fields if task.task_id in record["message"]]
+    assert {record.get("execution") for record in fields} == {task.execution_id or None}
+    (connection,) = {record["connection"] for record in records if "connection" in record}
+    assert f"(connection {connection})" in worker.log
     rig.audit()

@@ -285,15 +285,22 @@ def test_without_threads_a_task_waits_and_the_worker_recovers(rig: Rig) -> None:
 # -- its log (fault 26)
 
 
-@pytest.mark.parametrize("where", ["closed", "full", "unread"])
-def test_without_a_usable_stderr_tasks_go_on(rig: Rig, where: str) -> None:
+LOGS = [("closed", "text"), ("full", "json"), ("unread", "text"), ("unread", "json"), ("file-full", "text")]
+
+
+@pytest.mark.parametrize(("where", "form"), [*LOGS, ("file-full", "json"), ("file-unread", "json")])
+def test_without_a_usable_log_tasks_go_on(rig: Rig, where: str, form: str) -> None:
+    """On stderr or in its file: a reader that stopped, and a disk that is full."""
     fifo = rig.place / "fifo"
     os.mkfifo(fifo)
     rig.own_files.add("fifo")
     reader = os.open(fifo, os.O_RDWR | os.O_NONBLOCK)
     blocked(reader)
-    target = {"closed": "0<&- 1>&- 2>&-", "full": ">/dev/full 2>&1", "unread": '>"$HOME/fifo" 2>&1'}[where]
+    target = {"closed": "0<&- 1>&- 2>&-", "full": ">/dev/full 2>&1", "unread": '>"$HOME/fifo" 2>&1'}.get(where, "")
+    if where.startswith("file"):
+        rig.config["log_file"] = "/dev/full" if where == "file-full" else str(fifo)
     rig.config["log_level"] = "debug"
+    rig.config["log_format"] = form
     worker = rig.start(shell=f'exec "$@" {target}')
     tasks = [rig.submit(f"exit {code}") for code in (0, 3)]
     rig.plane.wait_acknowledged(*tasks)

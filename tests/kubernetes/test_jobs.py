@@ -51,6 +51,20 @@ def test_one_request_makes_a_task_and_two_see_it_to_its_end(site: KubernetesSite
     assert [(one.verb, one.resource) for one in made if one.agent.startswith("kubectl")] == [("create", "jobs")]
 
 
+def test_the_output_is_fetched_at_the_end_and_cut_with_one_line_that_says_so(site: KubernetesSite) -> None:
+    backend = site.open()
+    unit = site.started(backend, "yes 0123456789abcde | head -c 1600000; echo last; exit 1")
+    assert ended(unit).code == 1
+    assert backend.tail(unit, 25).endswith(b"last\n")
+    assert backend.collect(unit) == ""
+    (output,) = site.root.glob(f"state/*/units/{unit.name}/output.log")
+    assert 1_000_000 < output.stat().st_size <= 1 << 20
+    *lines, last = output.read_text().splitlines()
+    assert last == "[oz_worker: output over 1048576 bytes; what came after is gone]"
+    assert set(lines) == {"0123456789abcde"}
+    assert backend.clean_up(unit, keep=False) == ""
+
+
 @pytest.mark.parametrize("program", CLIENTS, ids=lambda path: path.name)
 def test_every_kubectl_will_do(site: KubernetesSite, program: Path) -> None:
     backend = site.open(kubectl_path=str(program), preflight=True, unschedulable_timeout=1.0)

@@ -14,8 +14,8 @@ FILES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "scripts").rglob("*.py")])
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("__init__",),
-    ("errors", "timing", "redact", "threads", "meters", "vitals", "tracing"),
-    ("model", "lifecycle", "settings", "instruments"),
+    ("errors", "timing", "spellings", "redact", "known", "threads", "meters", "vitals", "tracing"),
+    ("model", "lifecycle", "settings", "instruments", "about"),
     (
         "unreadable",
         "process",
@@ -43,7 +43,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("engine", "link"),
     ("dialects",),
     ("observe",),
-    ("signals", "stopping", "portions", "measuring", "daemon"),
+    ("signals", "stopping", "portions", "own_secrets", "measuring", "daemon"),
     ("config", "cli", "check", "checks", "devplane", "__main__"),
 )
 """Lowest first. A name stands for the module or the whole package; the longest name that fits counts."""

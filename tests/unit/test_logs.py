@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import json
 import logging
+import os
 import re
+from datetime import datetime
 from pathlib import Path
+from typing import Callable
 
 import pytest
 
+from oz_worker import about
+from oz_worker.about import EVERY
+from oz_worker.errors import NotUsable
+from oz_worker.model import Key
+from oz_worker.observe import repeats
 from oz_worker.observe.logs import Logs
+from oz_worker.redact import Redactor
+from tests.rig import until
 
 logger = logging.getLogger("oz_worker.tests")
 FORGED = "2026-01-01T00:00:00.000+00:00 INFO task t-2 succeeded"
@@ -20,9 +32,9 @@ A_LINE = re.compile(r"\d{4}-\d\d-\d\dT\S+ (DEBUG|INFO|WARNING|ERROR) ")
 def logged(place: Path, *messages: str, form: str = "text", fault: Exception | None = None) -> str:
     """What stands in the file after *messages*."""
     file = place / "worker.log"
-    with Logs(level="info", form=form, file=str(file), secrets=("wk-secret",)):
+    with Logs(level="info", form=form, file=str(file), redact=Redactor(["wk-secret"])):
         for message in messages:
-            logger.info("task %s", message, exc_info=fault)
+            logger.info("task %s", message, exc_info=fault, extra=EVERY)
     return file.read_text(encoding="utf-8")
 
 
@@ -61,3 +73,187 @@ def test_json_is_one_object_on_one_line_and_holds_the_text_itself(tmp_path: Path
     message = "".join(ENDS_OF_LINES[:2]) + "\x1b[2J" + FORGED
     (line,) = logged(tmp_path, message, form="json").split("\n")[:-1]
     assert json.loads(line)["message"] == f"task {message}"
+
+
+# -- what a line is about
+
+
+def test_ids_come_from_the_key_that_a_line_names_or_from_what_its_thread_is_busy_with(tmp_path: Path) -> None:
+    lines: dict[str, list[str]] = {}
+    for form in ("text", "json"):
+        file = tmp_path / form
+        with Logs(level="info", form=form, file=str(file), redact=Redactor()):
+            logger.info("nothing in particular")
+            contextvars.copy_context().run(busy)
+        lines[form] = file.read_text().splitlines()
+    assert [line.partition(" INFO ")[2] for line in lines["text"]] == [
+        "nothing in particular",
+        "pulling an image (task t-1/e-1)",
+        "task t-1/e-1 is fine",
+        "task t-2 is rejected",
+        "a ping is late (connection c-1)",
+    ]
+    records = [json.loads(line) for line in lines["json"]]
+    assert [tuple(record.get(name) for name in ("task", "execution", "connection")) for record in records] == [
+        (None, None, None),
+        ("t-1", "e-1", None),
+        ("t-1", "e-1", None),
+        ("t-2", None, "c-1"),
+        (None, None, "c-1"),
+    ]
+    assert records[1]["message"] == "pulling an image"
+    assert all(datetime.fromisoformat(record["time"]).tzinfo for record in records)
+    assert all(datetime.fromisoformat(line.split()[0]).tzinfo for line in lines["text"])
+
+
+def busy() -> None:
+    """What a task's thread says, then the one with the connection."""
+    about.TASK.set(Key("t-1", "e-1"))
+    logger.info("pulling an image")
+    logger.info("task %s is fine", Key("t-1", "e-1"))
+    about.TASK.set(None)
+    about.CONNECTION.set("c-1")
+    logger.info("task %s is rejected", Key("t-2"))
+    logging.getLogger("oz_worker.link.session").info("a ping is late")
+
+
+def test_a_secret_in_a_message_or_a_traceback_is_masked_however_the_line_is_shaped(tmp_path: Path) -> None:
+    """The second JSON encoding would hide what the first one did from a redactor that comes last."""
+    secret = 'pass"word\\1'
+    for form in ("text", "json"):
+        file = tmp_path / form
+        with Logs(level="info", form=form, file=str(file), redact=Redactor([secret])):
+            logger.warning("got %s and %s", secret, json.dumps(secret), exc_info=ValueError(repr({"k": secret})))
+        text = file.read_text()
+        assert "pass" not in text
+        assert "word" not in text
+
+
+# -- lines that repeat
+
+
+def test_a_line_that_repeats_is_summed_up_and_another_task_s_never_is(tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    with Logs(level="debug", form="text", file=str(file), redact=Redactor()):
+        for number in range(1000):
+            logger.warning("refused for the %d. time", number)
+            logger.info("task %s ended", Key(f"t-{number}"))
+            logger.debug("detail %d", number)
+            logger.info("task %s | a line of its output", Key("t-1"), extra=EVERY)
+    lines = [line.split(" ", 1)[1] for line in file.read_text().splitlines()]
+    assert sum(line.startswith("WARNING refused") for line in lines) == 20
+    assert lines[-1] == "WARNING 980 more lines of this kind within a minute, the last: refused for the 999. time"
+    assert [sum(part in line for line in lines) for part in (" ended", "detail", "of its output")] == [1000] * 3
+
+
+def test_after_a_minute_the_first_ones_are_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repeats, "PERIOD", 0.3)
+    file = tmp_path / "log"
+    with Logs(level="info", form="text", file=str(file), redact=Redactor()):
+        for number in range(30):
+            logger.warning("again %d", number)
+        until(lambda: "10 more lines" in file.read_text(), "the summary, with no other line to bring it")
+        refuse = file.read_text().count("\n")
+        logger.warning("again %d", 31)
+        until(lambda: file.read_text().count("\n") == refuse + 1, "a line of the next period")
+    assert file.read_text().endswith("WARNING again 31\n")
+
+
+# -- the file
+
+
+def say(what: str) -> None:
+    """A line that is never held back."""
+    logger.info(what, extra=EVERY)
+
+
+@pytest.mark.parametrize("how", ["moved", "removed", "directory", "hup", "truncated"])
+def test_a_file_that_somebody_moves_or_removes_is_made_anew(tmp_path: Path, how: str) -> None:
+    place, away = tmp_path / "logs", tmp_path / "away"
+    place.mkdir()
+    file = place / "log"
+    with Logs(level="info", form="text", file=str(file), redact=Redactor()) as logs:
+        say("first")
+        until(lambda: "first" in file.read_text(), "the first line")
+        old = os.open(file, os.O_RDONLY)
+        if how == "directory":
+            place.rename(away)
+            until_said(lambda: "cannot be opened anew (No such file" in os.pread(old, 1 << 20, 0).decode())
+            place.mkdir()
+        elif how == "truncated":  # copytruncate
+            os.truncate(file, 0)
+        elif how == "removed":
+            file.unlink()
+        else:
+            file.rename(away)
+        if how == "hup":
+            logs.reopen()
+            say("after")
+        until_said(lambda: file.exists() and "after" in file.read_text())
+    assert "first" not in file.read_text()
+    assert "\0" not in file.read_text()
+    assert file.stat().st_mode & 0o777 == 0o600
+    os.close(old)
+
+
+def until_said(seen: Callable[[], object]) -> None:
+    """Say something until it is seen."""
+
+    def tried() -> object:
+        say("after")
+        return seen()
+
+    until(tried, "the line in its place")
+
+
+def test_what_a_full_disk_swallows_is_counted_and_told_once_there_is_room(tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    file.symlink_to("/dev/full")
+    with Logs(level="info", form="json", file=str(file), redact=Redactor()) as logs:
+        for _ in range(7):
+            say("lost")
+        until(lambda: logs.dropped_total == 7, "the count")
+        file.unlink()
+        logs.reopen()
+        say("there is room")
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [record["message"] for record in records] == [
+        f"7 log lines were dropped: {file} cannot be written (No space left on device)",
+        "there is room",
+    ]
+
+
+def test_a_reader_that_stops_holds_nobody_and_costs_a_bounded_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("oz_worker.observe.logs.MOST_CHARACTERS", 1 << 20)
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    big = "x" * (1 << 16)
+    with Logs(level="info", form="text", file=str(fifo), redact=Redactor()) as logs:
+        for _ in range(40):
+            say(big)
+        assert 0 < logs.dropped_total < 40  # and we are still here
+        for _ in range(20_000):
+            say("small")
+        assert logs.dropped_total > 9_000
+        waiting = ""
+
+        def told() -> bool:
+            nonlocal waiting
+            with contextlib.suppress(BlockingIOError):
+                waiting = waiting[-200:] + os.read(reader, 1 << 20).decode()
+            say("more")
+            return "log lines were dropped: the reader of the log did not keep up" in waiting
+
+        until(told, "what was dropped")
+    os.close(reader)
+
+
+@pytest.mark.parametrize("path", ["nowhere/log", "a-fifo", "."])
+def test_a_log_file_that_cannot_be_opened_is_one_sentence_with_the_cure(tmp_path: Path, path: str) -> None:
+    os.mkfifo(tmp_path / "a-fifo")  # that nobody reads
+    logs = Logs(level="info", form="text", file=str(tmp_path / path), redact=Redactor())
+    with pytest.raises(NotUsable, match=r"log_file .* cannot be opened .*; name a file"):
+        logs.__enter__()

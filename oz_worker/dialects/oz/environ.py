@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from oz_worker.dialects.oz.frames import Assignment
-from oz_worker.redact import SHORTEST, held_in
+from oz_worker.known import in_address
+from oz_worker.redact import held_in
+from oz_worker.spellings import SHORTEST
 
 
 def common(assignment: Assignment, *, server_root_url: str) -> dict[str, str]:
@@ -16,8 +18,10 @@ def common(assignment: Assignment, *, server_root_url: str) -> dict[str, str]:
 
 
 def secrets(assignment: Assignment) -> tuple[str, ...]:
-    """What must never be shown: all values of `env_vars`, and what may be one in the configuration of MCP servers."""
+    """Values of `env_vars`, credentials in names of images, what may be one in the configuration of MCP servers."""
     values = [value for value in assignment.env_vars.values() if len(value) >= SHORTEST]
+    for image in (assignment.docker_image, *(sidecar.image for sidecar in assignment.sidecars)):
+        values += in_address(image)
     if assignment.config is not None:
         values += held_in(assignment.config.mcp_servers)
     return tuple(dict.fromkeys(values))

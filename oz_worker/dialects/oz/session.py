@@ -9,7 +9,7 @@ from oz_worker.dialects.oz.fields import trim
 from oz_worker.dialects.oz.frames import Assignment, Cancellation, Invalid, Refused, decode
 from oz_worker.engine.intake import Intake
 from oz_worker.meters import Meters
-from oz_worker.model import Report, TaskSpec
+from oz_worker.model import Key, Report, TaskSpec
 
 logger = logging.getLogger(__name__)
 
@@ -48,10 +48,10 @@ class OzSession:
             self._refuse(message)
             return False
         if isinstance(message, Cancellation):
-            logger.info("cancel of %s asked for", _name(message.task_id, message.execution_id))
+            logger.info("cancel of %s asked for", Key(message.task_id, message.execution_id))
             self._intake.cancel(message.task_id, message.execution_id)
         elif isinstance(message, Invalid):
-            logger.warning("task %s: %s", _name(*message.key), message.sentence)
+            logger.warning("task %s: %s", message.key, message.sentence)
             self._intake.invalid(message.key, message.sentence)
         else:
             self._intake.assign(self._spec(message))
@@ -63,8 +63,8 @@ class OzSession:
 
     def _spec(self, assignment: Assignment) -> TaskSpec:
         for warning in assignment.warnings:
-            logger.warning("task %s: %s", _name(*assignment.key), warning)
-        logger.debug("task %s: task has the fields %s", _name(*assignment.key), sorted(map(ascii, assignment.document)))
+            logger.warning("task %s: %s", assignment.key, warning)
+        logger.debug("task %s: task has the fields %s", assignment.key, sorted(map(ascii, assignment.document)))
         config = assignment.config
         return TaskSpec(
             key=assignment.key,
@@ -95,9 +95,3 @@ class OzSession:
             return
         self._said.add(topic)
         logger.warning("ignored %s; further ones are only counted (oz_worker_frames_refused_total)", refused.detail)
-
-
-def _name(task_id: str, execution_id: str) -> str:
-    """A task's ids for the log: on one line whatever they hold."""
-    name = f"{task_id}/{execution_id}" if execution_id else task_id
-    return name if name.isprintable() else ascii(name)
