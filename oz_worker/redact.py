@@ -12,7 +12,7 @@ from typing import Any, Iterable, Iterator
 from oz_worker.spellings import SHORTEST, encoded, spellings
 
 MASK = "***"
-PIECE = 64
+PIECE = 256
 """Longer spellings are looked for in pieces of so many bytes; the last one may be up to three longer."""
 _LONGEST = PIECE + 3
 HELD = 1024
@@ -81,8 +81,8 @@ class Redactor:
 
     Line breaks do not count: a secret that is wrapped over lines, or has lines of its own, is found all the same.
 
-    How: long spellings are cut into pieces of 64 bytes, each of which is looked for by itself (so a part of a long
-    secret is masked too, and nothing ever has to wait for more than 64 bytes). Of each piece four groups of four
+    How: long spellings are cut into pieces of 256 bytes, each of which is looked for by itself (so a part of a long
+    secret is masked too, and nothing ever has to wait for more than 256 bytes). Of each piece four groups of four
     bytes are in a table, at offsets that follow each other. Whatever holds the piece holds one of these groups at a
     multiple of four, so it is enough to look up every fourth place of the text, and to compare where there is a hit:
     the time does not depend on the number of secrets, and grows with the length of the text only.
@@ -210,7 +210,7 @@ class RedactedStream:
     def feed(self, data: bytes) -> bytes:
         """What of the output so far can be shown: whatever no secret that is still arriving can reach."""
         self._pending += data
-        if self._torn and len(self._pending) < HELD:
+        if self._torn and len(self._pending) < 2 * HELD:  # so that the torn part is given out as one
             return b""
         return self._show(self._redactor.open_end(self._pending))
 
@@ -222,8 +222,11 @@ class RedactedStream:
         data, begin = self._shown + self._pending, len(self._shown)
         end = begin + cut
         spans = self._redactor.spans(data)
-        if self._torn and (torn := self._redactor.torn_start(data)):
-            spans = _merged([(0, torn), *spans])
+        if self._torn:
+            torn = self._redactor.torn_start(data)
+            if spans and spans[0][0] < SHORTEST:  # what is left of a piece before a whole one
+                torn = max(torn, spans[0][0])
+            spans = _merged([(0, torn), *spans]) if torn else spans
         self._torn = False
         text = _mask(data, spans, begin, end, self._ends_masked)
         if cut:
@@ -249,7 +252,7 @@ def _pieces_of(secrets: Iterable[str]) -> Iterator[bytes]:
 
 
 def _cut(form: bytes) -> set[bytes]:
-    """*form* in pieces of at most 64 bytes that cover it, none of them beginning within a character."""
+    """*form* in pieces of at most 256 bytes that cover it, none of them beginning within a character."""
     found, start = set(), 0
     while len(form) - start > _LONGEST:
         found.add(form[start : start + PIECE])

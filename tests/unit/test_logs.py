@@ -8,6 +8,8 @@ import json
 import logging
 import os
 import re
+import subprocess
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Callable
@@ -257,3 +259,21 @@ def test_a_log_file_that_cannot_be_opened_is_one_sentence_with_the_cure(tmp_path
     logs = Logs(level="info", form="text", file=str(tmp_path / path), redact=Redactor())
     with pytest.raises(NotUsable, match=r"log_file .* cannot be opened .*; name a file"):
         logs.__enter__()
+
+
+@pytest.mark.parametrize(("form", "coloured"), [("text", True), ("json", False)])
+def test_only_text_on_a_terminal_is_coloured(form: str, coloured: bool) -> None:
+    ours, terminal = os.openpty()
+    program = (
+        "import logging\nfrom oz_worker.observe.logs import Logs\nfrom oz_worker.redact import Redactor\n"
+        f"with Logs(level='info', form={form!r}, file='', redact=Redactor()):\n    logging.warning('here')\n"
+    )
+    piped = subprocess.run([sys.executable, "-c", program], stderr=subprocess.PIPE, check=True).stderr
+    subprocess.run([sys.executable, "-c", program], stderr=terminal, check=True)
+    shown = os.read(ours, 10_000)
+    assert (b"\x1b[" in shown) == coloured
+    assert b"\x1b" not in piped
+    assert b"here" in piped
+    assert b"here" in shown
+    os.close(ours)
+    os.close(terminal)
