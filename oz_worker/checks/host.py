@@ -14,15 +14,18 @@ from oz_worker import backends
 from oz_worker.checks.places import running
 from oz_worker.checks.probe import FILE_SECONDS, Finding, Outcome, Probe
 from oz_worker.errors import NotUsable
-from oz_worker.observe import exporters
+from oz_worker.observe import exporters, otlp_target, traces
 from oz_worker.settings import Settings
 
 _PORT = "OTEL_EXPORTER_PROMETHEUS_PORT"
 _MACHINES = ("x86_64", "amd64", "aarch64", "arm64")
-_EXPORTERS = {"METRICS": exporters.KNOWN, "TRACES": ("otlp", "console", "none")}
+_EXPORTERS = {
+    "metrics": (exporters.VARIABLE, exporters.KNOWN),
+    "traces": (traces.VARIABLE, traces.KNOWN),
+}
 _PACKAGES = {
-    "http/protobuf": ("opentelemetry.exporter.otlp.proto.http", "otel"),
-    "grpc": ("opentelemetry.exporter.otlp.proto.grpc", "otel-grpc"),
+    "otel": "opentelemetry.exporter.otlp.proto.http",
+    "otel-grpc": "opentelemetry.exporter.otlp.proto.grpc",
 }
 
 
@@ -56,37 +59,32 @@ def _platform(settings: Settings) -> Finding:
 def _extras(environ: Mapping[str, str]) -> Finding:
     """What OTEL_* asks for. A worker runs without it, so nothing here is a failure."""
     troubles, cures = [], []
-    for signal, known in _EXPORTERS.items():
-        variable = f"OTEL_{signal}_EXPORTER"
-        wanted = _exporters(signal, environ)
+    for signal, (variable, known) in _EXPORTERS.items():
+        wanted = exporters.named(environ, variable) or []
         if unknown := [name for name in wanted if name not in known]:
             troubles.append(f"{variable} names {', '.join(unknown)}; known are {', '.join(known)}")
             cures.append(f"correct {variable}")
-        protocol = _protocol(signal, environ)
-        if "otlp" in wanted and protocol not in _PACKAGES:
-            troubles.append(f"the OTLP protocol {protocol} is not known; known are {', '.join(_PACKAGES)}")
-            cures.append("correct OTEL_EXPORTER_OTLP_PROTOCOL")
-        elif "otlp" in wanted or ("console" in wanted and signal == "TRACES"):
-            module, extra = _PACKAGES[protocol] if "otlp" in wanted else ("opentelemetry.sdk", "otel")
-            if not _installed(module):
-                troubles.append(f"{variable} asks for {' and '.join(wanted)}, which needs the extra {extra}")
-                cures.append(f"pip install 'oz-worker[{extra}]'")
+        extra = "otel" if "console" in wanted and signal == "traces" else ""
+        if "otlp" in wanted:
+            try:
+                target = otlp_target.read(signal, environ)
+            except otlp_target.Unusable as error:
+                troubles.append(str(error))
+                continue
+            troubles += target.warnings
+            extra = "otel-grpc" if target.protocol == otlp_target.GRPC else "otel"
+        if extra and not _installed(_PACKAGES[extra]):
+            troubles.append(f"{variable} asks for {' and '.join(wanted)}, which needs the extra {extra}")
+            cures.append(f"pip install 'oz-worker[{extra}]'")
     if troubles:
         return Finding("; ".join(troubles), Outcome.WARNING, "; ".join(dict.fromkeys(cures)))
     return Finding("nothing is missing that the environment asks for")
 
 
-def _exporters(signal: str, environ: Mapping[str, str]) -> list[str]:
-    """What the variable of *signal* lists; nothing where that switches everything off."""
-    words = [word.strip().lower() for word in environ.get(f"OTEL_{signal}_EXPORTER", "").split(",")]
-    off = "none" in words or environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
-    return [] if off else [word for word in words if word]
-
-
 def _ports(settings: Settings, environ: Mapping[str, str]) -> Finding:
     """What the worker listens on can be had; a worker that runs here may have it already."""
     wanted = {"health_listen": settings.health_listen}
-    if "prometheus" in _exporters("METRICS", environ):
+    if "prometheus" in (exporters.named(environ, exporters.VARIABLE) or []):
         host = environ.get("OTEL_EXPORTER_PROMETHEUS_HOST", "").strip() or "localhost"
         wanted[_PORT] = f"{host}:{environ.get(_PORT, '').strip() or '9464'}"
     wanted = {name: address for name, address in wanted.items() if address}
@@ -112,13 +110,6 @@ def _taken(address: str) -> str:
     except (OSError, ValueError, OverflowError, UnicodeError) as error:
         return getattr(error, "strerror", None) or str(error)
     return ""
-
-
-def _protocol(signal: str, environ: Mapping[str, str]) -> str:
-    for name in (f"OTEL_EXPORTER_OTLP_{signal}_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
-        if value := environ.get(name, "").strip():
-            return value.lower()
-    return "http/protobuf"
 
 
 def _installed(module: str) -> bool:

@@ -95,10 +95,8 @@ def chosen(
     environ: Mapping[str, str], variable: str = VARIABLE, known: Sequence[str] = KNOWN, default: str = "otlp"
 ) -> tuple[tuple[str, ...], bool]:
     """The exporters wanted, each once, and whether they were asked for or are the default. Warns of unknown ones."""
-    if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
-        return (), True
-    words = [word.strip().lower() for word in environ.get(variable, "").split(",") if word.strip()]
-    if not words:
+    words = named(environ, variable)
+    if words is None:
         return (default,) if default else (), False
     for word in words:
         if word not in known:
@@ -108,9 +106,15 @@ def chosen(
                 word,
                 ", ".join(known),
             )
-    if "none" in words:
-        return (), True
     return tuple(word for word in known if word in words), True
+
+
+def named(environ: Mapping[str, str], variable: str) -> list[str] | None:
+    """What *variable* lists: nothing where that, or another one, switches everything off; None where it is unset."""
+    words = [word.strip().lower() for word in environ.get(variable, "").split(",") if word.strip()]
+    if "none" in words or environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return []
+    return words or None
 
 
 def _otlp(source: Source, asked: bool) -> Exporter | None:

@@ -39,7 +39,6 @@ logger = logging.getLogger(__name__)
 PATIENCE = 0.8
 FRESH_SECONDS = 0.5
 """An answer so young is given again: whoever asks a thousand times a second must not look as often."""
-TRIPS = "oz_worker_watchdog_trips_total"
 _JSON = "application/json"
 _CLOSE_SECONDS = 1.0
 _TRIPS_FILE = "trips"
@@ -103,7 +102,7 @@ class Health:
         """
         self._engine = engine
         with contextlib.suppress(OSError, ValueError):  # there is none, or nobody's number
-            self._meters.count(TRIPS, int((engine.primary.path / _TRIPS_FILE).read_text()))
+            self._meters.count("oz_worker_watchdog_trips_total", int((engine.primary.path / _TRIPS_FILE).read_text()))
         self._told = self._standing()
         self._notify.ready(self._told)
 
@@ -113,10 +112,12 @@ class Health:
         Whoever scrapes would hardly ever see it otherwise, because the process that counts it is about to end. Any
         thread; may hang with the disk.
         """
-        self._meters.count(TRIPS)
+        self._meters.count("oz_worker_watchdog_trips_total")
         if self._engine is not None:
             with contextlib.suppress(OSError):
-                (self._engine.primary.path / _TRIPS_FILE).write_text(f"{self._meters.value(TRIPS):.0f}\n")
+                (self._engine.primary.path / _TRIPS_FILE).write_text(
+                    f"{self._meters.value('oz_worker_watchdog_trips_total'):.0f}\n"
+                )
 
     def noted(self, name: str, fact: Mapping[str, str]) -> None:
         """The daemon wrote down a fact for `status`."""

@@ -131,7 +131,7 @@ def test_what_the_environment_asks_for_and_what_cannot_start_here(tmp_path: Path
         (
             {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"},
             "warning",
-            "the OTLP protocol http/json is not known",
+            "OTEL_EXPORTER_OTLP_PROTOCOL is 'http/json', which this worker does not speak",
         ),
         ({"OTEL_TRACES_EXPORTER": "oltp", "OTEL_SDK_DISABLED": "true"}, "ok", "nothing is missing"),
         ({"OTEL_METRICS_EXPORTER": "oltp,none"}, "ok", "nothing is missing"),
