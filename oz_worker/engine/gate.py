@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Iterator
 
 from oz_worker.engine.disk import DiskGuard, most_by_descriptors
 from oz_worker.engine.instance import Instance
@@ -64,21 +65,24 @@ class Gate:
         """Whether nobody has closed it."""
         return self._closed_for is None
 
-    def refusal(self) -> tuple[Refusal | None, str]:
-        """Why no new task is taken just now, with a sentence for the log where there is more to say. Looks at disks."""
+    def obstacles(self) -> Iterator[tuple[Refusal, str]]:
+        """All that is in the way of a new task just now, with a sentence where there is more to say. Looks at disks."""
         limits = self._limits
         taken, alive = self._registry.counts()
         if (closed_for := self._closed_for) is not None:
-            return closed_for, ""
+            yield closed_for, ""
         if limits.most_tasks and self.accepted >= limits.most_tasks:
-            return Refusal.ONE_SHOT if limits.one_shot else Refusal.DRAINING, ""
+            yield Refusal.ONE_SHOT if limits.one_shot else Refusal.DRAINING, ""
         if taken >= self.most or alive >= self.most + MOST_THREADS:
-            return Refusal.AT_CAPACITY, f"{taken} tasks of at most {self.most}"
+            yield Refusal.AT_CAPACITY, f"{taken} tasks of at most {self.most}"
         if trouble := self.disk.trouble():
-            return Refusal.DISK, trouble
+            yield Refusal.DISK, trouble
         if trouble := self._primary.backend.unavailable():
-            return Refusal.BACKEND, trouble
-        return None, ""
+            yield Refusal.BACKEND, trouble
+
+    def refusal(self) -> tuple[Refusal | None, str]:
+        """The first of them, which the server is told; later ones are not even looked at."""
+        return next(self.obstacles(), (None, ""))
 
     def obstacle(self) -> str:
         """The same for people; "" when one is taken."""

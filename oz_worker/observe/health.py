@@ -3,7 +3,7 @@
 | path       | 200                                                  | 503                                         |
 |------------|------------------------------------------------------|---------------------------------------------|
 | `/healthz` | every essential thread lives and works               | which one died or is late, a line for each  |
-| `/readyz`  | a task that is assigned now would be taken           | why not, a line for each reason             |
+| `/readyz`  | tasks are taken, if only when a slot is free         | why not, a line for each reason             |
 | `/status`  | what `status --json` prints of the instances served  | the database or a disk does not answer      |
 
 `/healthz` reads memory and nothing else. The other two look at disks and at the database, which may hang: they do that
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Callable, Mapping, MutableMapping
 from oz_worker import threads
 from oz_worker.errors import NotUsable
 from oz_worker.meters import Meters
+from oz_worker.model import Refusal
 from oz_worker.observe import watchdog
 from oz_worker.observe.http import Listener, Reply
 from oz_worker.observe.logs import Logs
@@ -139,21 +140,21 @@ class Health:
         return f"{stop}{link['state']}{where}"
 
     def why_not_ready(self) -> list[str]:
-        """Why no task would be taken just now, a sentence each. May look at disks."""
+        """Why no task is taken, a sentence each. May look at disks. That all slots are taken is the work, no fault."""
         engine = self._engine
         if engine is None:
             return ["starting: the state and the backend are being opened"]
-        link, disk, backend = self._link, engine.gate.disk.trouble(), engine.primary.backend.unavailable()
-        why = f": {link['why']}" if link.get("why") else ""
-        database = engine.primary.store.trouble
-        found = {
-            f"stopping ({self._step}): no new tasks are taken": self._step != "running",
-            f"not connected to the server ({link['state']}){why}": link["state"] != "connected",
-            f"backend: {backend}": backend,
-            f"disk: {disk}": disk,
-            f"the state database cannot be written: {database}": database,
-        }
-        return [*watchdog.troubles(), *(sentence for sentence, applies in found.items() if applies)]
+        found, link = watchdog.troubles(), self._link
+        if self._step != "running":
+            found.append(f"stopping ({self._step}): no new tasks are taken")
+        if link["state"] != "connected":
+            why = f": {link['why']}" if link.get("why") else ""
+            found.append(f"not connected to the server ({link['state']}){why}")
+        of_place = (Refusal.DISK, Refusal.BACKEND)
+        found += [f"{refusal.label}: {why}" for refusal, why in engine.gate.obstacles() if refusal in of_place]
+        if database := engine.primary.store.trouble:
+            found.append(f"the state database cannot be written: {database}")
+        return found
 
     def _ready(self) -> Reply:
         found = self.why_not_ready()

@@ -6,7 +6,6 @@ There is no control socket: facts come from the database (read-only), the lock s
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -14,7 +13,7 @@ import sqlite3
 import sys
 import time
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence, TypeVar
 
 from oz_worker import rows, slots
 from oz_worker.errors import ExitCode, NotUsable
@@ -23,9 +22,11 @@ from oz_worker.observe import explain
 from oz_worker.observe.logs import lines_of
 from oz_worker.rows import TaskRow
 from oz_worker.slots import Holder
+from oz_worker.store import peek
 from oz_worker.timing import Deadline, format_duration
 
 CHECK_SECONDS = 0.1
+T = TypeVar("T")
 SHOWN = 10
 """So many rejections are shown to people; `--json` has all that are kept."""
 
@@ -52,10 +53,11 @@ def explain_command(state_dirs: Sequence[str], *, task_id: str, instance_id: str
     rejected: list[dict[str, Any]] = []
     for path in _chosen(state_dirs, instance_id):
         running = _holder(path) is not None
-        with _reading(path) as db:
-            found = rows.tasks_of(db, task_id) if db is not None else []
-            waiting = rows.reports(db) if db is not None else []
-            facts = _facts(db) if db is not None else {}
+        found, waiting, facts = _read(path, lambda db: (rows.tasks_of(db, task_id), rows.reports(db), _facts(db))) or (
+            [],
+            [],
+            {},
+        )
         rejected += explain.rejections(facts, rows.storable(task_id))
         for row in found:
             about = {"instance": path.name, "execution_id": row.key.execution_id, "attempt": row.attempt}
@@ -105,9 +107,7 @@ def drain_command(
 def logs_command(state_dirs: Sequence[str], *, task_id: str, instance_id: str) -> int:
     """Print the redacted output of an ended task, or say where a running one writes."""
     for path in _chosen(state_dirs, instance_id):
-        with _reading(path) as db:
-            found = rows.tasks_of(db, task_id) if db is not None else []
-        for row in reversed(found):
+        for row in reversed(_read(path, lambda db: rows.tasks_of(db, task_id)) or []):
             from oz_worker.engine.output import copy_name
 
             copy = path / "logs" / copy_name(row)
@@ -170,20 +170,9 @@ def _await_end(paths: list[Path], wait: float) -> list[Path]:
     return left
 
 
-@contextlib.contextmanager
-def _reading(path: Path) -> Any:
-    """The database, read-only; None when there is none or it cannot be read."""
-    db = None
-    try:
-        db = sqlite3.connect(f"file:{path / 'state.db'}?mode=ro", uri=True, timeout=2.0)
-        db.execute("SELECT 1 FROM facts LIMIT 1")
-    except sqlite3.Error:
-        db = None
-    try:
-        yield db
-    finally:
-        if db is not None:
-            db.close()
+def _read(path: Path, look: Callable[[sqlite3.Connection], T]) -> T | None:
+    """What stands in the database of an instance; None when there is none or it cannot be read."""
+    return peek(path / "state.db", look)
 
 
 def _facts(db: sqlite3.Connection) -> dict[str, Any]:
@@ -197,13 +186,11 @@ def account_of(path: Path, *, explained: bool = False) -> dict[str, Any]:
     if found is not None:
         account["pid"] = found.pid
         account["reachable"] = slots.reachable(found)
-    with _reading(path) as db:
-        if db is None:
-            account["trouble"] = "the database cannot be read"
-            return account
-        waiting = rows.reports(db)
-        tasks = rows.open_tasks(db)
-        facts = _facts(db)
+    read = _read(path, lambda db: (rows.reports(db), rows.open_tasks(db), _facts(db)))
+    if read is None:
+        account["trouble"] = "the database cannot be read"
+        return account
+    waiting, tasks, facts = read
     if explained and found is not None:
         why_not = explain.why_not_ready(facts)
         account["explain"] = {"ready": not why_not, "why_not": why_not, "rejections": explain.rejections(facts)}
@@ -238,8 +225,7 @@ def _for_people(account: dict[str, Any]) -> str:
     if account.get("trouble"):
         lines.append(f"  {account['trouble']}")
     if account["running"] and link:
-        since = format_duration(max(0.0, time.time() - link.get("at", time.time())))
-        lines.append(f"  link: {link.get('state')} for {since}" + (f" ({link['why']})" if link.get("why") else ""))
+        lines.append(f"  link: {lines_of(explain.of_link(link))}")
     if account["running"] and stop.get("step", "running") != "running":
         lines.append(f"  stopping: {stop['step']}")
     outbox = account.get("outbox", {})

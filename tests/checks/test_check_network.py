@@ -117,10 +117,14 @@ def test_a_refusal_shows_what_the_server_said(
 
 
 def test_a_server_that_repeats_the_key_does_not_get_it_shown(tmp_path: Path) -> None:
+    """Nor anything else that the worker would mask in its log."""
     config = {"worker_id": "w", "web_socket_url": "", "backend": {"direct": {"oz_path": "/bin/true"}}}
-    with RawServer(server("401 Unauthorized", body=f"no such key: {KEY}".encode())) as far:
-        answer = asked(tmp_path, {**config, "web_socket_url": far.url}, "--state-dir", str(tmp_path / "state"))
-        assert "no such key: ***" in answer.tests["server"]["said"]
+    headers = {"OTEL_EXPORTER_OTLP_HEADERS": "x-key=0tel-header-32"}
+    with RawServer(server("401 Unauthorized", body=f"no such key: {KEY} or 0tel-header-32".encode())) as far:
+        answer = asked(
+            tmp_path, {**config, "web_socket_url": far.url}, "--state-dir", str(tmp_path / "state"), **headers
+        )
+        assert "no such key: *** or ***" in answer.tests["server"]["said"]
         assert answer.code == 3
         assert (
             "no such key: ***" in command(tmp_path, {**config, "web_socket_url": far.url, "state_dir": "state"}).stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import socket
 import subprocess
 from typing import Any, Iterator
@@ -45,7 +46,8 @@ def check_the_start(prometheus: Prometheus) -> None:
 
 
 def test_a_prometheus_sees_what_becomes_of_the_worker(rig: Rig, scraped: tuple[Worker, Prometheus]) -> None:
-    """Claims, a full house, success, a failed agent, a cancel, garbage, an outage that reports wait through."""
+    """Claims, a full house, success, a failed agent, a cancel, garbage, an outage that reports wait through, a backend
+    that is gone."""
     worker, prometheus = scraped
     check_the_start(prometheus)
 
@@ -81,7 +83,16 @@ def test_a_prometheus_sees_what_becomes_of_the_worker(rig: Rig, scraped: tuple[W
     for _ in range(3):
         rig.plane.send_text("garbage")
 
+    shutil.move(rig.workspaces, rig.place / "elsewhere")
+    prometheus.wait_for("oz_worker_backend_up", 0)
+    rig.submit("exit 0", requeue=False)
+    prometheus.wait_for('oz_worker_tasks_rejected_total{reason="backend"}', 1)
+    shutil.move(rig.place / "elsewhere", rig.workspaces)
+    prometheus.wait_for("oz_worker_backend_up", 1)
+
     prometheus.wait_for('oz_worker_frames_refused_total{kind="not_json"}', 3)
+    assert prometheus.one("oz_worker_last_frame_age_seconds") is not None
+    assert prometheus.one("oz_worker_log_lines_dropped_total") == 0
     prometheus.wait_for('oz_worker_tasks_completed_total{result="cancelled"}', 1)
     prometheus.wait_for('oz_worker_task_failures_total{phase="assignment",reason="unknown"}', 1)
     assert prometheus.one('oz_worker_task_failures_total{phase="backend",reason="agent_invocation"}') == 1

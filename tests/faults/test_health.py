@@ -28,7 +28,7 @@ def reasons(port: int) -> str:
 
 
 def test_readyz_says_why_not_in_each_state_and_healthz_stays_green(rig: Rig) -> None:
-    rig.config |= {"health_listen": "127.0.0.1:0", "flush_timeout": "200ms"}
+    rig.config |= {"health_listen": "127.0.0.1:0", "flush_timeout": "200ms", "max_concurrent_tasks": 1}
     worker = rig.start()
     port = port_of(worker)
     until(lambda: not reasons(port), "readiness")
@@ -45,6 +45,7 @@ def test_readyz_says_why_not_in_each_state_and_healthz_stays_green(rig: Rig) -> 
 
     task = rig.submit(UP_AND_WAIT)
     until((rig.place / "up").exists, "the agent")
+    assert reasons(port) == "", "all slots are taken: that is the work, no fault"
     worker.send(signal.SIGUSR1)
     until(lambda: reasons(port) == "stopping (draining): no new tasks are taken\n", "the drain's reason")
     assert page(port, "/healthz") == (200, "healthy\n")
