@@ -296,7 +296,7 @@ class Task:
                 self._gone = True
                 asked = self._closing_asked or (self.row.cause is Cause.CANCEL and not self.row.closed)
             if asked:
-                self._send_closed()
+                self._send_closed().wait()  # a stop that finds this thread done must find the report in the outbox
             if self._around.output.copies(unit) or self._around.follower is not None:
                 self._say_trouble("output", self._guarded(lambda: backend.collect(unit)))
             if self._around.follower is not None:
@@ -391,10 +391,12 @@ class Task:
         if gone:
             self._send_closed()
 
-    def _send_closed(self) -> None:
-        """Tell the server that this execution is proven gone (only executions that have an id)."""
+    def _send_closed(self) -> threading.Event:
+        """Tell the server that this execution is proven gone, if it has an id. Set once that is on its way."""
+        sent = threading.Event()
         if not self.key.execution_id:
-            return
+            sent.set()
+            return sent
         frame = self._around.encode(Report(ReportKind.CLOSED, self.key))
         report = OutboxRow(self.row.unit, self.key, ReportKind.CLOSED, self.row.origin, frame, False, time.time())
 
@@ -406,8 +408,10 @@ class Task:
         def then(saved: bool) -> None:
             report.id = report.id if saved else 0
             self._around.outbox.send(report, self.instance.store)
+            sent.set()
 
         self.instance.transact(self.row, close, then)
+        return sent
 
     # -- what people see
 

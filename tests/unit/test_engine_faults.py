@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from oz_worker import rows
 from oz_worker.backends.base import Unit
 from oz_worker.engine.instance import misfit
 from oz_worker.lifecycle import State
-from oz_worker.model import Cause, Key
+from oz_worker.model import Cause, ExitFacts, Key, ReportKind
 from oz_worker.store import Store
 from tests.bench_engine import SAFETY_SECONDS, Bench, eventually, spec
 from tests.scripted import Scripted, World
@@ -132,6 +134,40 @@ def test_a_redelivery_committed_together_with_the_end_is_answered_behind_it(tmp_
     gate.set()
     eventually(bench.engine.idle)
     assert kinds(bench.read()) == ["task_claimed", "task_failed", "task_failed"], "no claim behind the end"
+    bench.leave()
+
+
+class SlowDisk(Scripted):
+    """Its units are proven gone at the second look, and from then on the disk is slow for a while."""
+
+    def __init__(self, world: World, bench: Bench) -> None:
+        super().__init__(world)
+        self.bench, self.looks = bench, 0
+        self.on_their_way: list[ReportKind] = []
+
+    def stop(self, unit: Unit) -> ExitFacts:
+        facts, self.looks = super().stop(unit), self.looks + 1
+        if self.looks == 1:
+            return replace(facts, remains="process 7")
+        self.bench.store.post(lambda _db: time.sleep(0.3))
+        return facts
+
+    def clean_up(self, unit: Unit, *, keep: bool) -> str:
+        self.on_their_way = [entry.row.kind for entry in self.bench.engine.outbox._waiting.values()]
+        return super().clean_up(unit, keep=keep)
+
+
+def test_a_task_is_not_done_before_the_word_of_its_end_is_on_its_way(tmp_path: Path) -> None:
+    """Or a drain would leave with it undelivered, and with exit 1."""
+    bench = Bench(tmp_path, world := World())
+    bench.backend = bench.engine.primary.backend = slow = SlowDisk(world, bench)
+    bench.connect()
+    bench.engine.assign(spec(KEY))
+    bench.settle()
+    bench.engine.cancel(*KEY)
+    eventually(lambda: bool(slow.on_their_way), "the clean-up")
+    assert ReportKind.CLOSED in slow.on_their_way
+    eventually(bench.engine.idle)
     bench.leave()
 
 
