@@ -11,7 +11,12 @@ Threads (each has one owner, one stop, a named waker for every call it can block
 | watcher     | backend  | ends of children               | `poll` on pidfds           | a child, its waker  |
 | containers  | backend  | the engine's event stream      | `poll`, the engine's CLI   | the stream, waker   |
 | jobs        | backend  | the watches of Jobs and pods   | `poll`, `kubectl`          | the streams, wakers |
-| pull, fill  | units    | one image or volume            | the engine's CLI           | its last waiter     |
+| opening     | main     | state and backend at the start | files, the engine's CLI    | nothing: left behind|
+| dispatch-.. | backend  | one handed-over dispatcher     | `Event.wait`, its child    | its end, stop order |
+| lost-<unit> | backend  | what is left of a lost agent   | the stop of its tree       | its own limits      |
+| cancel-..   | Engine   | one late cancel, one listing   | the backend's calls        | their own limits    |
+| image       | units    | what is known of an image      | the engine's CLI           | its last waiter     |
+| sidecar     | units    | a volume that is filled        | the engine's CLI           | its last waiter     |
 | upkeep      | Daemon   | late writes, expiry, adoption  | `Event.wait`, files        | stop, due removals  |
 | output      | Daemon   | output shown in the log        | `Event.wait`, files        | its stop event      |
 | http-metrics| exporter | the listener for scrapes       | `poll`, a name look-up     | `Waker`             |

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
-import socket
 import sys
 from pathlib import Path
 from typing import Mapping
@@ -14,10 +13,10 @@ from oz_worker import backends
 from oz_worker.checks.places import running
 from oz_worker.checks.probe import FILE_SECONDS, Finding, Outcome, Probe
 from oz_worker.errors import NotUsable
-from oz_worker.observe import exporters, otlp_target, traces
+from oz_worker.observe import exporters, health, otlp_target, prometheus, traces
+from oz_worker.observe.http import bound
 from oz_worker.settings import Settings
 
-_PORT = "OTEL_EXPORTER_PROMETHEUS_PORT"
 _MACHINES = ("x86_64", "amd64", "aarch64", "arm64")
 _EXPORTERS = {
     "metrics": (exporters.VARIABLE, exporters.KNOWN),
@@ -83,32 +82,32 @@ def _extras(environ: Mapping[str, str]) -> Finding:
 
 def _ports(settings: Settings, environ: Mapping[str, str]) -> Finding:
     """What the worker listens on can be had; a worker that runs here may have it already."""
-    wanted = {"health_listen": settings.health_listen}
+    wanted, troubles = dict[str, tuple[str, int]](), list[str]()
+    if settings.health_listen:
+        wanted["health_listen"] = health.place_of(settings.health_listen)
     if "prometheus" in (exporters.named(environ, exporters.VARIABLE) or []):
-        host = environ.get("OTEL_EXPORTER_PROMETHEUS_HOST", "").strip() or "localhost"
-        wanted[_PORT] = f"{host}:{environ.get(_PORT, '').strip() or '9464'}"
-    wanted = {name: address for name, address in wanted.items() if address}
-    troubles = {name: why for name, address in wanted.items() if (why := _taken(address))}
-    said = "; ".join(f"{name}: {wanted[name]} cannot be had ({why})" for name, why in troubles.items())
+        try:
+            wanted[prometheus.PORT] = prometheus.where(environ)
+        except ValueError as error:
+            troubles.append(str(error))
+    shown = {name: f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for name, (host, port) in wanted.items()}
+    taken = {name: why for name, place in wanted.items() if (why := _taken(*place))}
+    troubles += [f"{name}: {shown[name]} cannot be had ({why})" for name, why in taken.items()]
+    said = "; ".join(troubles)
     if not troubles:
-        return Finding(", ".join(wanted.values()) + " can be had" if wanted else "none are asked for")
-    if beside := running(settings):
+        return Finding(", ".join(shown.values()) + " can be had" if wanted else "none are asked for")
+    if taken and (beside := running(settings)):
         who = ", ".join(str(worker.pid) for worker in beside)
         return Finding(f"{said}; it may be process {who}, the worker that runs here", Outcome.WARNING)
-    return Finding(said, Outcome.FAILED if "health_listen" in troubles else Outcome.WARNING)
+    return Finding(said, Outcome.FAILED if "health_listen" in taken else Outcome.WARNING)
 
 
-def _taken(address: str) -> str:
-    """Why nothing can be served on host:port; "" when it can. Nothing is: the port is not listened on."""
-    host, _, port = address.rpartition(":")
+def _taken(host: str, port: int) -> str:
+    """Why nothing can be served there; "" when it can. Nothing is: the port is not listened on."""
     try:
-        found = socket.getaddrinfo(host.strip("[]") or None, int(port), 0, socket.SOCK_STREAM, 0, socket.AI_PASSIVE)
-        family, kind, protocol, _, place = found[0]
-        with socket.socket(family, kind, protocol) as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(place)
-    except (OSError, ValueError, OverflowError, UnicodeError) as error:
-        return getattr(error, "strerror", None) or str(error)
+        bound(host, port).close()
+    except OSError as error:
+        return error.strerror or str(error)
     return ""
 
 

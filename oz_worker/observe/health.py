@@ -75,11 +75,10 @@ class Health:
         """Serve on *address* (host:port; no host means every interface), "" for nowhere. Raises NotUsable."""
         if not address:
             return
-        host, _, port = address.rpartition(":")
-        host = host.strip("[]") or ("::" if socket.has_dualstack_ipv6() else "0.0.0.0")
+        host, port = place_of(address)
         ready, status = _Slow("readyz", self._ready), _Slow("status", self._status)
         pages = {"/healthz": _healthz, "/readyz": ready.reply, "/status": status.reply}
-        self._listener = Listener("http-health", host, int(port), pages)
+        self._listener = Listener("http-health", host, port, pages)
         try:
             bound = self._listener.open()
         except (OSError, UnicodeError) as error:
@@ -166,6 +165,12 @@ class Health:
         served = list(self._engine.instances) if self._engine is not None else []
         text = json.dumps([account_of(instance.path) for instance in served], indent=2)
         return Reply(200, (text + "\n").encode(), _JSON)
+
+
+def place_of(address: str) -> tuple[str, int]:
+    """Where to listen for `health_listen`, which the configuration has proven to be host:port."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]") or ("::" if socket.has_dualstack_ipv6() else "0.0.0.0"), int(port)
 
 
 def _healthz() -> Reply:

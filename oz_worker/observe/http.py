@@ -67,6 +67,29 @@ class Reply(NamedTuple):
 Route = Callable[[], Reply]
 
 
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that has that address and does not listen yet. Raises OSError.
+
+    A name is looked up, which may take as long as the resolver does: call it where that hurts nobody. Of several
+    addresses IPv4 comes first, as scrapers that are told `localhost` expect.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except UnicodeError:  # part of it is empty or longer than 63 characters
+        raise OSError(errno.EINVAL, "that is no name of a host") from None
+    family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+    made = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, host != "::")
+        made.bind(address)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
 class _Connection:
     """One scraper: the bytes of its head, then the rest of its answer, then the wait for its end."""
 
@@ -104,30 +127,17 @@ class Listener:
         self._said: set[str] = set()
 
     def open(self) -> tuple[str, int]:
-        """Bind and listen; the address in use, with its port where 0 was asked for. Raises OSError.
-
-        A name is looked up, which may take as long as the resolver does: call it where that hurts nobody. Of several
-        addresses IPv4 comes first, as scrapers that are told `localhost` expect.
-        """
+        """Bind and listen; the address in use, with its port where 0 was asked for. Raises OSError. See `bound`."""
+        listening = bound(self._host, self._port)
         try:
-            found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        except UnicodeError:  # part of it is empty or longer than 63 characters
-            raise OSError(errno.EINVAL, "that is no name of a host") from None
-        family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
-        listening = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, self._host != "::")
-            listening.bind(address)
             listening.listen(BACKLOG)
             listening.setblocking(False)
         except BaseException:
             listening.close()
             raise
         self._socket, self._waker = listening, Waker()
-        bound = listening.getsockname()
-        return str(bound[0]), int(bound[1])
+        host, port = listening.getsockname()[:2]
+        return str(host), int(port)
 
     def start(self, on_death: OnDeath) -> None:
         """Serve on a thread of its own. Requires `open`. *on_death* hears of an unexpected end."""

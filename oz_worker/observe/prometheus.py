@@ -114,6 +114,15 @@ def _escaped(value: str) -> str:
     return clean.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
 
 
+def where(environ: Mapping[str, str]) -> tuple[str, int]:
+    """Host and port to serve on. Raises ValueError, in words for the operator."""
+    host = environ.get(HOST, "").strip() or DEFAULT_HOST
+    text = environ.get(PORT, "").strip() or str(DEFAULT_PORT)
+    if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > 65535:
+        raise ValueError(f"{PORT} is {text!r}, which is no port up to 65535")
+    return host.strip("[]"), int(text)
+
+
 class PrometheusExporter:
     """The page over HTTP, on a thread `http-metrics`; an Exporter.
 
@@ -132,12 +141,11 @@ class PrometheusExporter:
     @classmethod
     def of(cls, meters: Meters, resource: Mapping[str, str], environ: Mapping[str, str]) -> PrometheusExporter | None:
         """As the environment says; None after a warning when its port is none."""
-        host = environ.get(HOST, "").strip() or DEFAULT_HOST
-        text = environ.get(PORT, "").strip() or str(DEFAULT_PORT)
-        if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > 65535:
-            logger.warning("%s is %r, which is no port up to 65535; the worker runs without `prometheus`", PORT, text)
+        try:
+            return cls(meters, resource, *where(environ))
+        except ValueError as error:
+            logger.warning("%s; the worker runs without `prometheus`", error)
             return None
-        return cls(meters, resource, host.strip("[]"), int(text))
 
     def start(self) -> None:
         """Bind and serve."""

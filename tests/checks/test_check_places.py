@@ -155,7 +155,7 @@ def test_ports_that_are_taken(tmp_path: Path) -> None:
             (f"127.0.0.1:{port}", {}, "failed", "health_listen: 127.0.0.1:"),
             ("192.0.2.1:80", {}, "failed", "cannot be had"),
             ("", busy, "warning", "OTEL_EXPORTER_PROMETHEUS_PORT: 127.0.0.1:"),
-            ("", {**exporter, "OTEL_EXPORTER_PROMETHEUS_PORT": "x"}, "warning", "cannot be had"),
+            ("", {**exporter, "OTEL_EXPORTER_PROMETHEUS_PORT": "x"}, "warning", "is 'x', which is no port"),
         ):
             ports = found(host.probes(settings(tmp_path, health_listen=address), environ))["ports"]
             assert (ports.outcome.value, said in ports.said) == (outcome, True), ports
