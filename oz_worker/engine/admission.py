@@ -88,6 +88,7 @@ class Engine:
             served=lambda: list(self.instances),
             stop_grace=limits.stop_grace,
             on_change=on_change,
+            meters=meters,
         )
         # Set by the main thread, read by the store's: all tasks are being ended, also those that arrive late.
         self._ending_grace: float | None = None

@@ -16,6 +16,7 @@ from oz_worker.engine.past import Known, Past
 from oz_worker.engine.registry import Registry
 from oz_worker.errors import OzWorkerError, StoreError
 from oz_worker.lifecycle import State
+from oz_worker.meters import Meters
 from oz_worker.model import Cause, Key, Report, ReportKind
 from oz_worker.rows import OutboxRow, TaskRow
 
@@ -39,6 +40,7 @@ class Cancellation:
         served: Callable[[], list[Instance]],
         stop_grace: float,
         on_change: Callable[[], None],
+        meters: Meters,
     ) -> None:
         self._registry = registry
         self._past = past
@@ -47,6 +49,7 @@ class Cancellation:
         self._served = served
         self._stop_grace = stop_grace
         self._on_change = on_change
+        self._meters = meters
         self._lock = threading.Lock()
         self._running: set[str] = set()
 
@@ -119,7 +122,10 @@ class Cancellation:
         row, instance = entry
         try:
             trouble = instance.backend.cancel_dispatched(Unit(row.unit, instance.id, row.key))
-            logger.info("task %s: cancel_command run%s", row.key, f": {trouble}" if trouble else "")
+            if trouble:
+                self._meters.count("oz_worker_task_failures_total", phase="cleanup", reason="cancel_command")
+            level = logging.WARNING if trouble else logging.INFO
+            logger.log(level, "task %s: cancel_command run%s", row.key, f": {trouble}" if trouble else "")
             instance.change(row, lambda row: setattr(row, "closed", True))
         finally:
             with self._lock:

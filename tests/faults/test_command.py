@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from oz_worker.devplane.tasks import Task
+from tests.prometheus import SERVED, page, value
 from tests.rig import SAFETY, WORKER_ID, Rig, until
 
 TAKE = 'cat > "$HOME/payload-$OZ_RUN_ID"; '
@@ -321,10 +322,12 @@ def test_what_the_dispatcher_leaves_running_is_the_work_and_lives_on(rig: Rig) -
 )
 def test_a_cancel_command_that_fails_is_said_and_hurts_nothing(rig: Rig, command: str, said: str) -> None:
     handing(rig, "cat >/dev/null", cancel=command, cancel_timeout="300ms" if said == "took longer" else "1m")
-    worker = rig.start()
+    worker = rig.start(env=SERVED)
     task = rig.submit()
     worker.wait_log("dispatched")
     rig.plane.cancel(task)
-    worker.wait_log(f"cancel_command run: .*{said}")
+    worker.wait_log(f"WARNING .*cancel_command run: .*{said}")
+    assert value(page(worker), "task_failures_total", phase="cleanup", reason="cancel_command") == 1
+    assert value(page(worker), "tasks_completed_total", result="dispatched") == 1
     assert worker.stop() == 0
     rig.audit()

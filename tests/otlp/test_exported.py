@@ -134,14 +134,15 @@ BEGUN = ["task.assigned", "task.claimed", "task.started", "backend.started"]
 def test_each_assignment_is_one_span(rig: Rig, receiver: Receiver) -> None:
     """One for each way that an assignment can go, and one line for an exporter that nobody knows."""
     rig.config["max_concurrent_tasks"] = 1
+    rig.config["backend"]["direct"]["teardown_command"] = "test ! -e $HOME/broken"
     rig.env |= receiver.environ("traces") | {"OTEL_TRACES_EXPORTER": "console,zipkin,otlp"}
     worker = rig.start()
     assert len(worker.wait_log("OTEL_TRACES_EXPORTER names 'zipkin', which")) > 0
     good = rig.submit("exit 0", task_extra={"title": "Mend the roof"})
     rig.plane.wait_acknowledged(good)
-    bad = rig.submit("exit 3")
+    bad = rig.submit("touch $HOME/broken; exit 3")
     rig.plane.wait_acknowledged(bad)
-    slow = rig.submit(WAIT)
+    slow = rig.submit(f"rm $HOME/broken; {WAIT}")
     running = f"SELECT count(*) FROM tasks WHERE task_id = '{slow.task_id}' AND state = 'running'"
     until(lambda: rig.query(running) == [(1,)], "the row")
     refused = rig.submit("exit 0", requeue=False)
@@ -157,7 +158,8 @@ def test_each_assignment_is_one_span(rig: Rig, receiver: Receiver) -> None:
     assert (about, events) == (expected, [*BEGUN, "task.completed"])
     assert span.start_time_unix_nano < span.events[-1].time_unix_nano <= span.end_time_unix_nano
     about, events, span = span_of(receiver, bad)
-    assert events == [*BEGUN, "task.failed"]
+    assert events == [*BEGUN, "cleanup.failed", "task.failed"]
+    assert attributes(span.events[-2]) == {"phase": "cleanup", "reason": "teardown_command"}
     assert attributes(span.events[-1]) == {"phase": "backend", "reason": "agent_invocation", "exit_code": 3}
     assert (span.status.code, span.status.message) == (2, "agent_invocation")
     assert span_of(receiver, slow)[1] == [*BEGUN, "task.cancellation_requested", "task.cancelled"]
