@@ -121,6 +121,7 @@ class Rig:
         self.own_files: set[str] = set()  # files in which a test keeps secrets on purpose
         self.in_arguments: set[str] = set()  # secrets that a test puts into arguments on purpose
         self.arguments = Arguments()
+        self.audited = False
         self.env = {
             "PATH": f"{FAKE_OZ.parent}:{os.environ['PATH']}",
             "HOME": str(place),
@@ -226,7 +227,7 @@ class Rig:
         return [pid for pid, environ in living_environments() if any(mark in environ for mark in marks)]
 
     def close(self) -> None:
-        """End what the test left running."""
+        """End what the test left running; look for secrets where the test itself had nothing to audit."""
         self.arguments.stop()
         for worker in self.workers:
             if worker.process.poll() is None:
@@ -236,6 +237,9 @@ class Rig:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
+        if not self.audited:
+            self.audited = True
+            self.audit_secrets()
 
     def audit(self, *, workspaces: bool = True, traceback: bool = False) -> None:
         """Nothing of a task is left, nothing secret was written, nothing crashed, every rule was kept.
@@ -255,6 +259,7 @@ class Rig:
         if workspaces and self.workspaces.exists():
             kept = [path for path in self.workspaces.rglob("*") if path.name != ".oz-worker"]
             assert kept == [], f"workspaces left: {kept}\n{log}"
+        self.audited = True
         self.audit_secrets()
 
     def audit_secrets(self) -> None:

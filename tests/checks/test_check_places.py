@@ -106,6 +106,7 @@ def test_a_worker_that_was_refused_says_so_through_the_check(rig: Rig) -> None:
     assert f"process {worker.pid}" in answer.tests["server"]["said"]
     assert "does not know the API key" in answer.tests["server"]["said"]
     worker.kill()
+    rig.audit()
 
 
 def test_a_wrong_configuration_is_one_failed_test_and_exit_2(tmp_path: Path) -> None:

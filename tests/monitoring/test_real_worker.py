@@ -31,3 +31,4 @@ def test_a_running_worker_fills_the_dashboard_and_one_without_a_server_sets_off_
         prometheus.wait_for(f"count({disconnected})", 1)
         assert prometheus.query(disconnected) == {frozenset(named): 0}
     worker.kill()
+    rig.audit()

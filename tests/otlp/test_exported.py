@@ -172,6 +172,16 @@ def test_each_assignment_is_one_span(rig: Rig, receiver: Receiver) -> None:
     rig.audit()
 
 
+def test_a_hand_over_ends_the_span(rig: Rig, http_receiver: Receiver) -> None:
+    rig.env |= http_receiver.environ("traces")
+    rig.config["backend"] = {"command": {"dispatch_command": "cat >/dev/null"}}
+    worker = rig.start()
+    task = rig.submit()
+    assert span_of(http_receiver, task)[1] == [*BEGUN, "task.dispatched"]
+    assert worker.stop() == 0
+    rig.audit()
+
+
 def test_a_task_that_outlives_its_worker_has_one_span(rig: Rig, http_receiver: Receiver) -> None:
     """Sent through a proxy, by the worker's rule for proxies."""
     elsewhere = "http://collector.invalid:4318/v1/traces"
