@@ -228,7 +228,8 @@ class Logs(logging.Handler):
             fields["connection"] = line.connection
         if line.trace:
             fields["traceback"] = self._redact(line.trace.lstrip("\n"))
-        return json.dumps(fields, ensure_ascii=False)
+        # What JSON lets stand and terminals obey, or readers take for the end of a line.
+        return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(fields, ensure_ascii=False))
 
 
 def _line(record: logging.LogRecord) -> _Line:

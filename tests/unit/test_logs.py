@@ -72,8 +72,9 @@ def test_a_traceback_carries_nothing_that_looks_like_a_line_of_the_log(tmp_path:
 
 
 def test_json_is_one_object_on_one_line_and_holds_the_text_itself(tmp_path: Path) -> None:
-    message = "".join(ENDS_OF_LINES[:2]) + "\x1b[2J" + FORGED
-    (line,) = logged(tmp_path, message, form="json").split("\n")[:-1]
+    message = "".join(ENDS_OF_LINES) + "\x1b[2J\x9b2J" + FORGED
+    (line,) = logged(tmp_path, message, form="json").splitlines()
+    assert "\x9b" not in line
     assert json.loads(line)["message"] == f"task {message}"
 
 
