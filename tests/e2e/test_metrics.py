@@ -196,12 +196,13 @@ def test_the_console_gets_a_line_at_each_interval_and_one_at_the_end(rig: Rig) -
 
 
 def test_what_cannot_be_exported_costs_one_warning_each_and_no_task(rig: Rig) -> None:
-    """An unknown exporter, a port in use, an interval and attributes that are none: the worker runs."""
+    """An unknown exporter, a port in use, an endpoint, an interval and attributes that are none: the worker runs."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         worker = rig.start(
             env={
-                "OTEL_METRICS_EXPORTER": "prometheus, zipkin ,console",
+                "OTEL_METRICS_EXPORTER": "prometheus, zipkin ,console,otlp",
+                "OTEL_EXPORTER_OTLP_ENDPOINT": "collector:somewhere",
                 "OTEL_EXPORTER_PROMETHEUS_PORT": str(port),
                 "OTEL_EXPORTER_PROMETHEUS_HOST": "127.0.0.1",
                 "OTEL_METRIC_EXPORT_INTERVAL": "soon",
@@ -211,12 +212,14 @@ def test_what_cannot_be_exported_costs_one_warning_each_and_no_task(rig: Rig) ->
         task = rig.submit("exit 0")
         rig.plane.wait_acknowledged(task)
         worker.wait_log("metrics cannot be served")
+        worker.wait_log("is not a collector's address")
     assert task.state == "completed"
     assert worker.stop() == 0
     warnings = [line.partition("WARNING ")[2] for line in worker.log.splitlines() if " WARNING " in line]
     expected = (
         "OTEL_RESOURCE_ATTRIBUTES is not used: part 1 has no equals sign; ",
         "OTEL_METRICS_EXPORTER names 'zipkin', which this worker does not know; ",
+        "OTEL_EXPORTER_OTLP_ENDPOINT is not a collector's address; write it like ",
         "OTEL_METRIC_EXPORT_INTERVAL is 'soon', which is no number of milliseconds above 0; ",
         f"metrics cannot be served on 127.0.0.1 port {port}: Address already in use; "
         "set OTEL_EXPORTER_PROMETHEUS_PORT to a free port",

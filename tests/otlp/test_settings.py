@@ -104,7 +104,8 @@ def test_bad_settings_cost_a_line_each_and_the_worker_works(rig: Rig) -> None:
     rig.secrets.append(SECRET)
     rig.config["log_level"] = "debug"
     rig.env |= {
-        "OTEL_METRICS_EXPORTER": "otlp",
+        "OTEL_METRICS_EXPORTER": "otlp,prometheus",
+        "OTEL_EXPORTER_PROMETHEUS_PORT": "http",
         "OTEL_TRACES_EXPORTER": "otlp",
         f"{BASE}METRICS_HEADERS": f"x={SECRET},{SECRET}",
         f"{BASE}TIMEOUT": "soon",
@@ -112,7 +113,7 @@ def test_bad_settings_cost_a_line_each_and_the_worker_works(rig: Rig) -> None:
         "OTEL_TRACES_SAMPLER": "dice",
     }
     worker = rig.start()
-    until(lambda: len(warnings(worker)) >= 4, "the warnings")
+    until(lambda: len(warnings(worker)) >= 5, "the warnings")
     rig.plane.wait_acknowledged(rig.submit("exit 0"))
     assert worker.stop() == 0
     expected = (
@@ -120,9 +121,10 @@ def test_bad_settings_cost_a_line_each_and_the_worker_works(rig: Rig) -> None:
         "TIMEOUT is no number of milli",
         "recognize sampler dice",
         "max_export_batch_size",
+        "OTEL_EXPORTER_PROMETHEUS_PORT is 'http', which is no port",
     )
-    assert [sum(text in line for line in warnings(worker)) for text in expected] == [1] * 4, worker.log
-    assert len(warnings(worker)) == 4
+    assert [sum(text in line for line in warnings(worker)) for text in expected] == [1] * 5, worker.log
+    assert len(warnings(worker)) == 5
     rig.audit()
 
 
