@@ -117,6 +117,7 @@ import os, signal, subprocess, threading, time
 from oz_worker import vitals
 from oz_worker.observe import watchdog
 from oz_worker.observe.logs import Logs
+from oz_worker.redact import Redactor
 vitals.LIMITS["store"], watchdog.LOOK_SECONDS = 3.0, 0.2
 @vitals.essential("store")
 def work():
@@ -125,7 +126,7 @@ def work():
 for _ in range(20):
     threading.Thread(target=work, daemon=True).start()
 looks = []
-logs = Logs(level="info", form="text", file="", secrets=())
+logs = Logs(level="info", form="text", file="", redact=Redactor())
 watchdog.Watchdog(logs, on_trip=lambda: None, on_look=looks.append).start(lambda name, error: None)
 time.sleep(1)
 subprocess.Popen(["sh", "-c", f"sleep 4; kill -CONT {os.getpid()}"])
