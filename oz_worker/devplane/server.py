@@ -41,7 +41,8 @@ class ControlPlane(Waiting, Faults):
     *key* is what workers must present; without one it makes its own, a new one each time. *tls* (a server-side context)
     makes it `wss`. *requeue_after*: a rejected task is offered again after that many seconds also when nothing was seen
     to change (None: only after a report or on a new connection). *redeliver_unclaimed*: on each new connection what was
-    sent and never answered is sent again. *observer* is told of every edge as (what, task, detail), under the lock: it must be quick.
+    sent and never answered is sent again. *observer* is told of every edge as (what, task, detail), under the lock: it
+    must be quick.
     """
 
     def __init__(
