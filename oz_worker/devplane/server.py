@@ -38,16 +38,17 @@ Observer = Callable[[str, "Task | None", str], None]
 class ControlPlane(Waiting, Faults):
     """A control plane for any number of workers, strict about what they say.
 
-    *key* is what workers must present. *tls* (a server-side context) makes it `wss`. *requeue_after*: a rejected task
-    is offered again after that many seconds also when nothing was seen to change (None: only after a report or on a
-    new connection). *redeliver_unclaimed*: on each new connection what was sent and never answered is sent again.
-    *observer* is told of every edge as (what, task, detail), under the lock: it must be quick.
+    *key* is what workers must present; without one it makes its own, a new one each time. *tls* (a server-side context)
+    makes it `wss`. *requeue_after*: a rejected task is offered again after that many seconds also when nothing was seen
+    to change (None: only after a report or on a new connection). *redeliver_unclaimed*: on each new connection what was
+    sent and never answered is sent again. *observer* is told of every edge as (what, task, detail), under the lock: it
+    must be quick.
     """
 
     def __init__(
         self,
         *,
-        key: str = "wk-dev-plane",
+        key: str = "",
         host: str = "127.0.0.1",
         port: int = 0,
         tls: ssl.SSLContext | None = None,
@@ -57,7 +58,7 @@ class ControlPlane(Waiting, Faults):
     ) -> None:
         Waiting.__init__(self)
         Faults.__init__(self)
-        self.key = key
+        self.key = key or f"wk-dev-{secrets.token_hex(12)}"
         self.ledgers: dict[Key, Ledger] = {}
         self.received: list[Received] = []
         self.refused: list[tuple[float, int]] = []

@@ -25,6 +25,7 @@ class Recipe:
         self.rig = rig
         self.image = load_image(rig.engine, "oz-test/nothing:1", base=False, files={"etc/passwd": (0o644, b"")})
         self.names: list[str] = []
+        rig.in_arguments.add(rig.plane.key)  # ours, of `docker run`
 
     def start(self) -> str:
         """A new worker, connected; the name of its container."""
