@@ -84,6 +84,22 @@ def test_a_certificate_that_is_not_trusted_is_an_outage_with_its_cure(
     rig.audit()
 
 
+@pytest.mark.parametrize("behaviour", ["drip head", "drip body"])
+def test_an_answer_that_comes_byte_by_byte_is_an_outage(rig: Rig, http_receiver: Receiver, behaviour: str) -> None:
+    """The libraries' time limits begin anew with each byte: for them it would be well for ever."""
+    rig.env |= http_receiver.environ("metrics traces") | {"OTEL_EXPORTER_OTLP_TIMEOUT": "500"}
+    http_receiver.behaviour = behaviour
+    worker = rig.start()
+    rig.plane.wait_acknowledged(rig.submit("exit 0"))
+    for signal_ in ("metrics", "traces"):
+        wait_lines(worker, f"{signal_} cannot be delivered", 1)
+        assert "no answer in time" in lines(worker, f"{signal_} cannot be delivered")[0]
+    http_receiver.behaviour = "ok"
+    wait_lines(worker, BACK, 1)
+    assert worker.stop() == 0
+    rig.audit()
+
+
 def test_a_stop_does_not_wait_for_a_collector(rig: Rig, receiver: Receiver) -> None:
     """It hangs for a minute with both signals, where the SDK would wait for 10 to 60 s; two are allowed."""
     rig.env |= receiver.environ("metrics traces") | {"OTEL_EXPORTER_OTLP_TIMEOUT": "60000"}
@@ -120,6 +136,9 @@ class Slow:
 
     def take(self, item: int) -> None:
         self.taken.append(item)
+
+    def look(self) -> None:
+        """Nothing is late."""
 
     def close(self) -> None:
         self.let.wait(60)
