@@ -29,6 +29,7 @@ _PLAIN = (
     (re.compile(r"error details: (.+)"), ""),
 )
 """What there is to understand in a library's message, the plainest first: in our words, else in what it found."""
+_PATH = re.compile(r" with url: \S+")
 _CURES = (
     ("certificate verify failed|CERTIFICATE_VERIFY_FAILED", "set OTEL_EXPORTER_OTLP_CERTIFICATE to its authority"),
     (r"^40[13]\b|UNAUTHENTICATED|PERMISSION_DENIED", "correct OTEL_EXPORTER_OTLP_HEADERS"),
@@ -115,12 +116,17 @@ class Outage:
 
 def plain(message: str) -> str:
     """The part of an exporter's message that says why, without what may let somebody in."""
-    text = " ".join(without_credentials(message).split())
+    text = " ".join(_public(message).split())
     for pattern, words in _PLAIN:
         if found := pattern.search(text):
             text = words or next(filter(None, found.groups()))
             break
     return text[:LONGEST_REASON].rstrip(" .'\"") or "no reason given"
+
+
+def _public(message: str) -> str:
+    """Without what may let somebody in: urllib3 names the path with its query, too."""
+    return _PATH.sub("", without_credentials(message))
 
 
 class Spoken(logging.Handler):
@@ -163,7 +169,7 @@ class Spoken(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Keep it or pass it on."""
         try:
-            text = without_credentials(record.getMessage())
+            text = _public(record.getMessage())
         except Exception:  # a format string of a foreign library
             text = str(record.msg)
         if record.name in ("opentelemetry.util.re", "opentelemetry.sdk.resources"):

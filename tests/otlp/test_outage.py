@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import socket
 import threading
 
 import pytest
 
 from oz_worker.observe import otel_thread
+from oz_worker.observe.otel_session import Session
 from oz_worker.observe.otel_thread import OtelThread
+from oz_worker.observe.outage import SPOKEN, plain
 from tests.conftest import Certificates
 from tests.otlp.receiver import GrpcReceiver, HttpReceiver, Receiver, secured
 from tests.rig import Rig, Worker, until
@@ -125,6 +129,27 @@ def test_the_last_words_are_delivered(rig: Rig, receiver: Receiver) -> None:
     assert "oz_worker_task_duration_seconds" in receiver.metrics()
     assert len(receiver.spans()) == 1
     rig.audit()
+
+
+def test_a_key_in_the_address_is_not_said_when_a_proxy_refuses() -> None:
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as listening:
+
+        def refuse() -> None:
+            with listening.accept()[0] as connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 403 Forbidden\r\n\r\n")
+
+        proxy = threading.Thread(target=refuse)
+        proxy.start()
+        session = Session(10.0)
+        session.trust_env = False
+        session.proxies["https"] = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        with contextlib.closing(session), pytest.raises(OSError, match="t0ken"):  # or this would prove nothing
+            session.post("https://collector.invalid/v1/metrics?key=t0ken", timeout=10)
+        proxy.join()
+    said = plain(SPOKEN.why())
+    assert "403 Forbidden" in said
+    assert "t0ken" not in said
 
 
 class Slow:
