@@ -68,7 +68,7 @@ from oz_worker.meters import Meters
 from oz_worker.observe.health import Health
 from oz_worker.observe.logs import Logs
 from oz_worker.own_secrets import own_secrets
-from oz_worker.redact import Secret
+from oz_worker.redact import Redactor, Secret
 from oz_worker.settings import Settings
 from oz_worker.signals import captured
 from oz_worker.slots import Slot
@@ -179,7 +179,17 @@ def _run(
     parts.callback(upkeep.stop, CLOSE_SECONDS)
 
     stopping = Stopping(portions.stop_options(settings, state_dir), engine)
-    daemon = Daemon(settings, engine, session, stopping, logs=logs, health=health, inbox=inbox, deaths=deaths)
+    daemon = Daemon(
+        settings,
+        engine,
+        session,
+        stopping,
+        logs=logs,
+        health=health,
+        redact=known.everywhere,
+        inbox=inbox,
+        deaths=deaths,
+    )
     daemon.note_start()
     link = Link(
         url=settings.web_socket_url,
@@ -209,6 +219,7 @@ class Daemon:
         *,
         logs: Logs,
         health: Health,
+        redact: Redactor,
         inbox: queue.SimpleQueue[signal.Signals],
         deaths: Deaths,
     ) -> None:
@@ -219,6 +230,7 @@ class Daemon:
         self._stopping = stopping
         self._logs = logs
         self._health = health
+        self._redact = redact
         self._inbox = inbox
         self._deaths = deaths
         self._announced = ""
@@ -315,6 +327,7 @@ class Daemon:
             self._stopping.signalled(number)
 
     def _note(self, name: str, fact: dict[str, str]) -> None:
+        fact = {word: self._redact(text) for word, text in fact.items()}  # a server may have said our key back to us
         self._health.noted(name, fact)
         text = json.dumps({**fact, "at": time.time()})
         self._engine.primary.store.post(lambda db: rows.put_fact(db, name, text), lambda _result, _error: None)

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Iterable
 
+from oz_worker import vitals
 from oz_worker.backends.base import Found
 from oz_worker.detached import UnitDirectory
 from oz_worker.errors import NotUsable
@@ -39,6 +40,7 @@ def found(paths: Iterable[Path]) -> list[Found]:
     """The units that these are the directories of. Raises Unreadable rather than leave one out."""
     units = []
     for path in sorted(paths):
+        vitals.stamp()  # there may be thousands, on a slow disk
         facts = patiently(UnitDirectory(path).facts)
         if facts is not None and isinstance(facts.get("task_id"), str):
             units.append(Found(path.name, Key(facts["task_id"], str(facts.get("execution_id", "")))))

@@ -187,7 +187,7 @@ class _Removal:
         try:
             self._enter("")
             while self._levels:
-                vitals.stamp()  # a tree may be of any size
+                vitals.stamp()
                 inside = self._levels[-1].inside
                 if inside:
                     self._down(inside.pop())
@@ -227,6 +227,7 @@ class _Removal:
                 self._remove_file(entry)
 
     def _remove_file(self, name: str) -> None:
+        vitals.stamp()  # a tree may be of any size, and so may each directory in it
         self._try(name, lambda: os.unlink(name, dir_fd=self._here))
 
     def _down(self, name: str) -> None:

@@ -19,7 +19,10 @@ from oz_worker.redact import RedactedStream, Redactor
 logger = logging.getLogger("oz_worker.task")
 
 PAUSE_SECONDS = 0.5
-PIECE = 256 * 1024
+SHORT_PAUSE = 0.01
+"""While there is more to show: whoever waits for the lock gets it."""
+PIECE = 64 * 1024
+"""Shown at a time of each task: one that never stops writing holds up neither the others nor the watchdog's stamp."""
 LONGEST_LINE = 8 * 1024
 
 
@@ -50,8 +53,8 @@ class _Reading:
 class Follower:
     """Thread `output`: owned by the daemon, blocks in `Event.wait` (woken by `stop`) and in reads of local files.
 
-    The lock guards the readings and is held while a file is read, so that a task's own thread, which shows the rest
-    before the file is removed, and this one never show a piece twice.
+    The lock guards the readings and is held while a piece of a file is shown, so that a task's own thread, which shows
+    the rest before the file is removed, and this one never show a piece twice.
     """
 
     def __init__(self, sources: Callable[[], Iterable[Source]], known: Known) -> None:
@@ -71,24 +74,30 @@ class Follower:
 
     def finish(self, source: Source) -> None:
         """Show what is left of an ended task's output. Called by the task's thread before the file is removed."""
+        for _ in range(_size(source.file) // PIECE + 1):  # not to its end: what it left running may write for ever
+            with self._lock:
+                if not self._show(source):
+                    break
         with self._lock:
-            self._show(source)
             reading = self._readings.pop(source.unit.name, None)
         if reading is not None:
             self._log(source, reading, reading.stream.flush() + b"\n")
 
     @vitals.essential("output")
     def _run(self) -> None:
-        while not self._stop.wait(PAUSE_SECONDS):
+        more = False
+        while not self._stop.wait(SHORT_PAUSE if more else PAUSE_SECONDS):
+            more = False
             vitals.stamp()
             for source in self._sources():
                 with self._lock:
-                    self._show(source)
+                    more = self._show(source) or more
+                vitals.stamp()
 
-    def _show(self, source: Source) -> None:
-        """Requires holding the lock."""
+    def _show(self, source: Source) -> bool:
+        """Show the next piece; whether there may be more. Requires holding the lock."""
         if source.unit.secrets is None:
-            return  # no longer known: nothing can be redacted
+            return False  # no longer known: nothing can be redacted
         reading = self._readings.get(source.unit.name)
         if reading is None:
             reading = self._readings[source.unit.name] = _Reading(self._known.redactor(source.unit.secrets))
@@ -101,11 +110,12 @@ class Follower:
                     self._log(source, reading, notice)
                     reading.begin_behind(notice)
                 file.seek(reading.offset)
-                while piece := file.read(PIECE):
-                    reading.offset += len(piece)
-                    self._log(source, reading, reading.stream.feed(piece))
+                piece = file.read(PIECE)
         except OSError:
-            return  # not there yet, or already removed
+            return False  # not there yet, or already removed
+        reading.offset += len(piece)
+        self._log(source, reading, reading.stream.feed(piece))
+        return len(piece) == PIECE
 
     @staticmethod
     def _log(source: Source, reading: _Reading, shown: bytes) -> None:
@@ -116,3 +126,10 @@ class Follower:
             if line:
                 more = f" [{len(line) - LONGEST_LINE} more characters]" if len(line) > LONGEST_LINE else ""
                 logger.info("task %s | %s%s", source.key, line[:LONGEST_LINE], more, extra=EVERY)
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0

@@ -7,8 +7,8 @@
 | `/status`  | what `status --json` prints of the instances served  | the database or a disk does not answer      |
 
 `/healthz` reads memory and nothing else. The other two look at disks and at the database, which may hang: they do that
-on a thread of their own, for which the listener waits `PATIENCE` seconds, less than probes do, and not again while it
-hangs.
+on a thread of their own, for which whoever asks waits `PATIENCE` seconds, less than probes do; meanwhile the listener
+serves others.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PATIENCE = 0.8
+QUICK_SECONDS = 0.02
+"""The listener itself waits so long for a page that is made: with an idle disk it is there."""
 FRESH_SECONDS = 0.5
 """An answer so young is given again: whoever asks a thousand times a second must not look as often."""
 _JSON = "application/json"
@@ -184,7 +186,7 @@ def _lines(sentences: list[str]) -> bytes:
 
 class _Slow:
     """A page that may hang: at most one thread is at it, its answer is used when it comes. The listener's thread only,
-    but for `_look`, which writes `_answer` last."""
+    but for `_look`, which writes `_answer` and `_made` before it says so."""
 
     def __init__(self, name: str, make: Callable[[], Reply]) -> None:
         self._name = name
@@ -192,22 +194,28 @@ class _Slow:
         self._done = threading.Event()
         self._done.set()
         self._answer: Reply | None = None
-        self._asked = 0.0  # monotonic
+        self._asked = self._made = 0.0  # monotonic
 
-    def reply(self) -> Reply:
-        """A page that is not older than the question, or half a second; 503 while it does not come."""
-        now = time.monotonic()
-        if self._done.is_set() and (self._answer is None or now - self._asked > FRESH_SECONDS):
-            self._answer, self._asked = None, now
+    def reply(self) -> Reply | None:
+        """A page of the last half second; None while it may still come, then 503 until it does.
+
+        One that took so long that nobody waited for it any more tells of a time that is gone: another one is made.
+        """
+        since = self._made if self._made - self._asked <= PATIENCE else self._asked
+        if self._done.is_set() and (self._answer is None or time.monotonic() - since > FRESH_SECONDS):
+            self._answer, self._asked = None, time.monotonic()
             self._done.clear()
             try:
                 threads.start(f"health-{self._name}", self._look, lambda _name, _error: None)
             except RuntimeError:  # no thread is to be had
                 self._done.set()
-        if now - self._asked < PATIENCE:  # who asks behind one that hangs is not kept
-            self._done.wait(PATIENCE)
-        if self._done.is_set() and self._answer is not None:
+                return self._nothing()
+            self._done.wait(QUICK_SECONDS)
+        if self._done.is_set():
             return self._answer
+        return None if time.monotonic() - self._asked < PATIENCE else self._nothing()
+
+    def _nothing(self) -> Reply:
         return Reply(503, _lines([f"/{self._name} is not to be had: a disk or the database does not answer"]))
 
     def _look(self) -> None:
@@ -216,4 +224,5 @@ class _Slow:
         except Exception as error:  # an observer's fault: whoever asked is told
             self._answer = Reply(503, _lines([f"/{self._name} is not to be had: {error}"]))
         finally:
+            self._made = time.monotonic()
             self._done.set()

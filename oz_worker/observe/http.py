@@ -8,8 +8,9 @@ comes along is thrown away.
 
 To use it: `Listener("http-health", host, port, {"/healthz": answer})`, `open()` where the address must be proven
 (raises OSError), `start(on_death)`, `stop(seconds)`. Each route is a callable that returns a `Reply`; it runs on the
-listener's thread, one at a time, so it must return at once and take no lock that is held for long. One that raises
-answers 500. Nothing in here knows metrics or health.
+listener's thread, one at a time, so it must return at once and take no lock that is held for long. One that has no
+answer yet returns None and is called again every `AGAIN_SECONDS`, while others are served. One that raises answers
+500. Nothing in here knows metrics or health.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import select
 import socket
 import threading
 import time
-from typing import Callable, Mapping, NamedTuple
+from typing import Callable, Mapping, NamedTuple, Optional
 from urllib.parse import urlsplit
 
 from oz_worker import threads
@@ -37,6 +38,7 @@ HEAD_BYTES = 8192
 SECONDS = 5.0
 HURRY_SECONDS = 1.0
 BACKLOG = 1024
+AGAIN_SECONDS = 0.02
 _PAUSE = 0.5
 """Until the next try after `accept` failed, for instance because no descriptor is left: no loop at full speed."""
 
@@ -64,7 +66,7 @@ class Reply(NamedTuple):
     content_type: str = TEXT
 
 
-Route = Callable[[], Reply]
+Route = Callable[[], Optional[Reply]]
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -93,17 +95,18 @@ def bound(host: str, port: int) -> socket.socket:
 class _Connection:
     """One scraper: the bytes of its head, then the rest of its answer, then the wait for its end."""
 
-    __slots__ = ("answer", "born", "head", "socket")
+    __slots__ = ("answer", "born", "head", "socket", "waits")
 
     def __init__(self, accepted: socket.socket) -> None:
         self.socket = accepted
         self.born = time.monotonic()
         self.head = bytearray()
+        self.waits = False  # for its route: the head is whole, and there is no answer yet
         self.answer: memoryview | None = None  # what is still to be sent; empty when all is
 
     @property
     def events(self) -> int:
-        return select.POLLOUT if self.answer else select.POLLIN
+        return 0 if self.waits else select.POLLOUT if self.answer else select.POLLIN
 
 
 class Listener:
@@ -178,7 +181,10 @@ class Listener:
         for number, _ in poll.poll(self._patience(now)):
             if number == listening.fileno():
                 self._accept(listening)
-            elif (ready := self._open.get(number)) is not None and not self._advance(ready):
+            elif (ready := self._open.get(number)) is not None and (ready.waits or not self._advance(ready)):
+                self._drop(number)  # of one that waits nothing is told but that it has gone
+        for number, waiting in list(self._open.items()):
+            if waiting.waits and not self._advance(waiting):
                 self._drop(number)
         waker.drain()
         self._drop_the_late()
@@ -186,6 +192,8 @@ class Listener:
     def _patience(self, now: float) -> float | None:
         """Milliseconds until something is due without being asked; None: nothing is."""
         moments = [self._accept_from] if now < self._accept_from else []
+        if any(connection.waits for connection in self._open.values()):
+            moments.append(now + AGAIN_SECONDS)
         if self._open:
             moments.append(next(iter(self._open.values())).born + self._limit())
         return max(0.0, min(moments) - now) * 1000 + 1 if moments else None
@@ -220,7 +228,7 @@ class Listener:
         """Do what can be done without waiting; False when the connection is over."""
         try:
             if connection.answer is None:
-                return self._read(connection)
+                return self._ask(connection) if connection.waits else self._read(connection)
             if connection.answer:
                 return self._write(connection)
             return bool(connection.socket.recv(65536))  # a close over unread bytes would destroy the answer on its way
@@ -235,12 +243,18 @@ class Listener:
             return False
         connection.head += received
         if b"\r\n\r\n" in connection.head or b"\n\n" in connection.head:
-            connection.answer = memoryview(self._answer(bytes(connection.head)))
-        elif len(connection.head) >= HEAD_BYTES:
+            return self._ask(connection)
+        if len(connection.head) >= HEAD_BYTES:
             connection.answer = memoryview(_message(Reply(431, b"The request's head is too long.\n")))
-        else:
+            return self._write(connection)
+        return True
+
+    def _ask(self, connection: _Connection) -> bool:
+        answer = self._answer(bytes(connection.head))
+        connection.waits = answer is None
+        if answer is None:
             return True
-        connection.head.clear()
+        connection.answer = memoryview(answer)
         return self._write(connection)
 
     def _write(self, connection: _Connection) -> bool:
@@ -250,7 +264,7 @@ class Listener:
             connection.socket.shutdown(socket.SHUT_WR)
         return True
 
-    def _answer(self, head: bytes) -> bytes:
+    def _answer(self, head: bytes) -> bytes | None:
         words = head.split(b"\n", 1)[0].decode("latin-1").split()
         if len(words) != 3:
             return _message(Reply(400, b"That is no HTTP request.\n"))
@@ -259,16 +273,17 @@ class Listener:
             return _message(Reply(505, b"HTTP/1.1 is spoken here.\n"))
         if method not in ("GET", "HEAD"):
             return _message(Reply(405, b"GET and HEAD are answered here.\n"))
-        return _message(self._reply(target), with_body=method == "GET")
+        reply = self._reply(target)
+        return None if reply is None else _message(reply, with_body=method == "GET")
 
-    def _reply(self, target: str) -> Reply:
+    def _reply(self, target: str) -> Reply | None:
         with contextlib.suppress(ValueError):  # of a target like `//[`
             route = self._routes.get(urlsplit(target).path)
             if route is not None:
                 return self._called(target, route)
         return Reply(404, f"Here are: {' '.join(self._routes)}\n".encode())
 
-    def _called(self, target: str, route: Route) -> Reply:
+    def _called(self, target: str, route: Route) -> Reply | None:
         try:
             return route()
         except Exception as error:  # an observer's fault must not end the listener

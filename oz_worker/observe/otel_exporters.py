@@ -43,7 +43,7 @@ def otlp(signal: str, environ: Mapping[str, str], ca_file: str) -> tuple[Any, Ou
         logger.warning("%s", warning)
     authority = (target.certificates.authority or _authority(environ, ca_file)) if target.secure else ""
     exporter = _grpc(target, authority) if target.protocol == GRPC else _http(target, authority, environ)
-    outage = Outage(signal, target.shown)
+    outage = Outage(signal, target.shown, target.timeout)
     # On the object: its caller finds it there, and it is the same for all four classes.
     exporter.export = outage.watching(exporter.export)
     return exporter, outage
@@ -61,7 +61,7 @@ def _http(target: Target, authority: str, environ: Mapping[str, str]) -> Any:
 
     from oz_worker.observe.otel_session import Session
 
-    session = Session()
+    session = Session(target.timeout)
     # Else .netrc would replace the header with the key, and REQUESTS_CA_BUNDLE the certificate that was asked for.
     session.trust_env = False
     session.proxies.update(_proxies(target, environ))

@@ -45,6 +45,10 @@ class SdkMetrics:
         if (histogram := self._histograms.get(item.name)) is not None:
             histogram.record(item.value, dict(item.labels))
 
+    def look(self) -> None:
+        """See whether the collector is late."""
+        self._outage.look()
+
     def close(self) -> None:
         """Export once more, and end; at once when nobody takes it."""
         if self._outage.away:

@@ -6,10 +6,12 @@ as counting: nothing of it happens on the main thread or on a task's.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 import queue
 import threading
+import time
 from typing import Callable, Generic, Protocol, TypeVar
 
 from oz_worker import threads
@@ -19,6 +21,7 @@ from oz_worker.observe.outage import SPOKEN
 logger = logging.getLogger(__name__)
 
 MOST_WAITING = 10_000
+LOOK_SECONDS = 5.0
 Item = TypeVar("Item")
 ItemIn = TypeVar("ItemIn", contravariant=True)
 
@@ -28,6 +31,9 @@ class Sdk(Protocol[ItemIn]):
 
     def take(self, item: ItemIn) -> None:
         """Record one thing."""
+
+    def look(self) -> None:
+        """Called every few seconds."""
 
     def close(self) -> None:
         """Deliver what is left; may block for long, then nobody waits any more."""
@@ -87,12 +93,22 @@ class OtelThread(Generic[Item]):
         if sdk is None:
             self._dead = True
             return
-        while (item := self._queue.get()) is not None:
-            try:
-                sdk.take(item)
-            except Exception as error:  # foreign code: one thing is lost, the next may do
-                logger.debug("%s: %s: %s", self._name, type(error).__name__, error)
+        next_look = 0.0
+        while True:
+            if time.monotonic() >= next_look:
+                sdk.look()
+                next_look = time.monotonic() + LOOK_SECONDS
+            with contextlib.suppress(queue.Empty):
+                if (item := self._queue.get(timeout=LOOK_SECONDS)) is None:
+                    break
+                self._take(sdk, item)
         sdk.close()
+
+    def _take(self, sdk: Sdk[Item], item: Item) -> None:
+        try:
+            sdk.take(item)
+        except Exception as error:  # foreign code: one thing is lost, the next may do
+            logger.debug("%s: %s: %s", self._name, type(error).__name__, error)
 
     def _built(self) -> Sdk[Item] | None:
         """None after one line that says why not."""

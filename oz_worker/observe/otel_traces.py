@@ -40,6 +40,12 @@ class SdkTraces:
                 span.set_status(Status(StatusCode.ERROR, str(attributes["reason"])))
         span.end(item.ended)
 
+    def look(self) -> None:
+        """See whether a collector is late."""
+        for _exporter, outage in self._exporters:
+            if outage is not None:
+                outage.look()
+
     def close(self) -> None:
         """Deliver what is left, but nothing to where nobody takes it."""
         for exporter, outage in self._exporters:

@@ -19,6 +19,8 @@ from oz_worker.timing import format_duration
 logger = logging.getLogger(__name__)
 
 LONGEST_REASON = 200
+LATE_SECONDS = 5.0
+"""So long after its time limit an export is given up: limits of libraries are for each byte, not for the whole."""
 _PLAIN = (
     (re.compile(r"timed out|DEADLINE_EXCEEDED|Deadline Exceeded"), "no answer in time"),
     (re.compile(r"Remote end closed connection"), "it closed the connection without an answer"),
@@ -27,6 +29,7 @@ _PLAIN = (
     (re.compile(r"error details: (.+)"), ""),
 )
 """What there is to understand in a library's message, the plainest first: in our words, else in what it found."""
+_PATH = re.compile(r" with url: \S+")
 _CURES = (
     ("certificate verify failed|CERTIFICATE_VERIFY_FAILED", "set OTEL_EXPORTER_OTLP_CERTIFICATE to its authority"),
     (r"^40[13]\b|UNAUTHENTICATED|PERMISSION_DENIED", "correct OTEL_EXPORTER_OTLP_HEADERS"),
@@ -37,11 +40,18 @@ _CURES = (
 
 
 class Outage:
-    """Whether one signal's collector takes what it is sent. Used by one exporting thread; `say_nothing_more` by any."""
+    """Whether one signal's collector takes what it is sent. `watching` is for one exporting thread, the rest for any.
 
-    def __init__(self, what: str, where: str) -> None:
+    *limit*: seconds in which an export should be over. The lock guards the moments at which this export and this
+    outage began, so that what ends just now is not told of as late.
+    """
+
+    def __init__(self, what: str, where: str, limit: float) -> None:
         self._what = what
         self._where = where
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._begun: float | None = None
         self._since: float | None = None
         self._silent = False
 
@@ -51,18 +61,28 @@ class Outage:
         @functools.wraps(export)
         def watched(*arguments: Any, **options: Any) -> Any:
             SPOKEN.forget()
+            with self._lock:
+                self._begun = time.monotonic()
             try:
                 result = export(*arguments, **options)
             except Exception as error:
-                self._failed(SPOKEN.why() or f"{type(error).__name__}: {error}")
+                with self._lock:
+                    self._failed(SPOKEN.why() or f"{type(error).__name__}: {error}")
                 raise
-            if result.name == "SUCCESS":
-                self._succeeded()
-            else:
-                self._failed(SPOKEN.why())
+            with self._lock:
+                if result.name == "SUCCESS":
+                    self._succeeded()
+                else:
+                    self._failed(SPOKEN.why())
             return result
 
         return watched
+
+    def look(self) -> None:
+        """Called now and then: an export that does not end (an answer that comes byte by byte) is an outage too."""
+        with self._lock:
+            if self._begun is not None and time.monotonic() - self._begun > self._limit + LATE_SECONDS:
+                self._failed("timed out")
 
     def say_nothing_more(self) -> None:
         """The worker leaves: what is cut off now is no outage."""
@@ -74,6 +94,8 @@ class Outage:
         return self._since is not None
 
     def _failed(self, message: str) -> None:
+        """Requires holding the lock."""
+        self._begun = None
         if self._since is None and not self._silent:
             self._since = time.monotonic()
             cure = next(cure for pattern, cure in _CURES if re.search(pattern, message))
@@ -84,6 +106,8 @@ class Outage:
             )
 
     def _succeeded(self) -> None:
+        """Requires holding the lock."""
+        self._begun = None
         if self._since is not None:
             away = format_duration(float(round(time.monotonic() - self._since)))
             self._since = None
@@ -92,12 +116,17 @@ class Outage:
 
 def plain(message: str) -> str:
     """The part of an exporter's message that says why, without what may let somebody in."""
-    text = " ".join(without_credentials(message).split())
+    text = " ".join(_public(message).split())
     for pattern, words in _PLAIN:
         if found := pattern.search(text):
             text = words or next(filter(None, found.groups()))
             break
     return text[:LONGEST_REASON].rstrip(" .'\"") or "no reason given"
+
+
+def _public(message: str) -> str:
+    """Without what may let somebody in: urllib3 names the path with its query, too."""
+    return _PATH.sub("", without_credentials(message))
 
 
 class Spoken(logging.Handler):
@@ -140,7 +169,7 @@ class Spoken(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Keep it or pass it on."""
         try:
-            text = without_credentials(record.getMessage())
+            text = _public(record.getMessage())
         except Exception:  # a format string of a foreign library
             text = str(record.msg)
         if record.name in ("opentelemetry.util.re", "opentelemetry.sdk.resources"):

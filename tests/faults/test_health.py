@@ -15,6 +15,7 @@ from typing import Callable
 import pytest
 
 from tests.faults.stuck import page, port_of
+from tests.rawserver import Peer, RawServer
 from tests.rig import SAFETY, Rig, living_environments, until
 
 UP_AND_WAIT = "echo up >> $HOME/up; while [ ! -e $HOME/go ]; do sleep 0.05; done"
@@ -58,6 +59,22 @@ def test_readyz_says_why_not_in_each_state_and_healthz_stays_green(rig: Rig) -> 
     assert [one["task_id"] for one in asked[0]["tasks"]] == [task.task_id]
     (rig.place / "go").touch()
     assert worker.exit_code() == 0
+    rig.audit()
+
+
+def test_a_key_that_the_server_says_back_is_shown_by_no_page(rig: Rig) -> None:
+    def refuse(peer: Peer) -> None:
+        peer.refuse("401 Unauthorized", body=f"no such key: {rig.plane.key}".encode())
+
+    rig.config["health_listen"] = "127.0.0.1:0"
+    with RawServer(refuse) as server:
+        worker = rig.start("--web-socket-url", server.url, connected=False)
+        port = port_of(worker)
+        until(lambda: "no such key" in reasons(port), "the server's words")
+        account = until(lambda: "no such key" in (text := page(port, "/status").text) and text, "its account")
+        for text in (reasons(port), account, rig.run_command("status", "--state-dir", str(rig.state_dir)).stdout):
+            assert [secret for secret in rig.secrets if secret in text] == []
+        assert worker.stop() == 0
     rig.audit()
 
 

@@ -9,6 +9,7 @@ import socket
 import ssl
 import struct
 import threading
+import time
 import zlib
 from concurrent import futures
 from typing import Any, Callable, Mapping, NamedTuple
@@ -28,6 +29,13 @@ LONG = 60.0
 """Seconds until something that hangs on purpose gives up, should nobody close the receiver."""
 
 
+DRIPPING = {
+    "drip head": b"HTTP/1.1 200 OK\r\nX-Drip: ",
+    "drip body": b"HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n",
+}
+"""What comes at once of an answer the rest of which comes byte by byte."""
+
+
 class Delivery(NamedTuple):
     """One request that was accepted."""
 
@@ -38,7 +46,7 @@ class Delivery(NamedTuple):
 
 
 class Receiver:
-    """`behaviour`: ok | hang | a status such as 503; over HTTP also reset | endless.
+    """`behaviour`: ok | hang | a status such as 503; over HTTP also reset | endless | drip head | drip body.
 
     `deliveries` grow; read them at any time.
     """
@@ -140,6 +148,13 @@ class HttpReceiver(Receiver):
                     self.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
                     while True:  # until the worker has enough, which ends in an error here
                         self.wfile.write(bytes(65536))
+                if behaviour.startswith("drip"):
+                    self.wfile.write(DRIPPING[behaviour])
+                    while receiver.behaviour == behaviour:  # or until the worker has enough, which ends in an error
+                        self.wfile.write(b"a")
+                        time.sleep(0.02)
+                    self.close_connection = True
+                    return
                 if behaviour == "ok":
                     receiver.take(_http_delivery(self.path, dict(self.headers), body))
                 self.send_response(200 if behaviour == "ok" else int(behaviour))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import socket
 import threading
 
 import pytest
 
 from oz_worker.observe import otel_thread
+from oz_worker.observe.otel_session import Session
 from oz_worker.observe.otel_thread import OtelThread
+from oz_worker.observe.outage import SPOKEN, plain
 from tests.conftest import Certificates
 from tests.otlp.receiver import GrpcReceiver, HttpReceiver, Receiver, secured
 from tests.rig import Rig, Worker, until
@@ -84,6 +88,22 @@ def test_a_certificate_that_is_not_trusted_is_an_outage_with_its_cure(
     rig.audit()
 
 
+@pytest.mark.parametrize("behaviour", ["drip head", "drip body"])
+def test_an_answer_that_comes_byte_by_byte_is_an_outage(rig: Rig, http_receiver: Receiver, behaviour: str) -> None:
+    """The libraries' time limits begin anew with each byte: for them it would be well for ever."""
+    rig.env |= http_receiver.environ("metrics traces") | {"OTEL_EXPORTER_OTLP_TIMEOUT": "500"}
+    http_receiver.behaviour = behaviour
+    worker = rig.start()
+    rig.plane.wait_acknowledged(rig.submit("exit 0"))
+    for signal_ in ("metrics", "traces"):
+        wait_lines(worker, f"{signal_} cannot be delivered", 1)
+        assert "no answer in time" in lines(worker, f"{signal_} cannot be delivered")[0]
+    http_receiver.behaviour = "ok"
+    wait_lines(worker, BACK, 1)
+    assert worker.stop() == 0
+    rig.audit()
+
+
 def test_a_stop_does_not_wait_for_a_collector(rig: Rig, receiver: Receiver) -> None:
     """It hangs for a minute with both signals, where the SDK would wait for 10 to 60 s; two are allowed."""
     rig.env |= receiver.environ("metrics traces") | {"OTEL_EXPORTER_OTLP_TIMEOUT": "60000"}
@@ -111,6 +131,27 @@ def test_the_last_words_are_delivered(rig: Rig, receiver: Receiver) -> None:
     rig.audit()
 
 
+def test_a_key_in_the_address_is_not_said_when_a_proxy_refuses() -> None:
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as listening:
+
+        def refuse() -> None:
+            with listening.accept()[0] as connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 403 Forbidden\r\n\r\n")
+
+        proxy = threading.Thread(target=refuse)
+        proxy.start()
+        session = Session(10.0)
+        session.trust_env = False
+        session.proxies["https"] = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        with contextlib.closing(session), pytest.raises(OSError, match="t0ken"):  # or this would prove nothing
+            session.post("https://collector.invalid/v1/metrics?key=t0ken", timeout=10)
+        proxy.join()
+    said = plain(SPOKEN.why())
+    assert "403 Forbidden" in said
+    assert "t0ken" not in said
+
+
 class Slow:
     """An SDK that takes nothing until it is told to."""
 
@@ -120,6 +161,9 @@ class Slow:
 
     def take(self, item: int) -> None:
         self.taken.append(item)
+
+    def look(self) -> None:
+        """Nothing is late."""
 
     def close(self) -> None:
         self.let.wait(60)

@@ -123,6 +123,30 @@ def test_those_who_hang_dribble_break_off_or_read_nothing_cost_nobody_anything(s
     assert len(os.listdir("/proc/self/fd")) < descriptors
 
 
+def test_whoever_waits_for_a_slow_page_holds_up_nobody_else() -> None:
+    """Pages of 0.6 s asked for by a crowd: a probe behind them would be too late, and its manager would end us."""
+    asked, done = threading.Semaphore(0), threading.Event()
+
+    def slow() -> Reply | None:
+        asked.release()
+        return Reply(200, b"at last\n") if done.is_set() else None
+
+    site = Site(Listener("http-test", "localhost", 0, {"/ok": lambda: Reply(200, b"fine\n"), "/slow": slow}))
+    site.listener.start(lambda _name, _error: None)
+    with contextlib.closing(site.connect()) as leaves:
+        leaves.sendall(b"GET /slow HTTP/1.1\r\n\r\n")
+        assert asked.acquire(timeout=SAFETY)
+    with ThreadPoolExecutor(20) as crowd:
+        answers = [crowd.submit(site.get, "/slow") for _ in range(20)]
+        for _ in range(100):
+            assert asked.acquire(timeout=SAFETY)
+        assert site.get() == (200, b"fine\n")
+        assert not any(answer.done() for answer in answers)
+        done.set()
+        assert {answer.result() for answer in answers} == {(200, b"at last\n")}
+    site.listener.stop(SAFETY)
+
+
 def test_an_address_that_cannot_be_had_is_an_oserror() -> None:
     taken = socket.create_server(("127.0.0.1", 0))
     with contextlib.closing(taken):

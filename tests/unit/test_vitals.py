@@ -6,11 +6,14 @@ import os
 import threading
 import time
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 import pytest
 
 from oz_worker import errand, vitals
+from oz_worker.backends import unit_root
+from oz_worker.backends.workspace import remove_tree
+from oz_worker.detached import UnitDirectory
 from oz_worker.pulse import Pulse
 from oz_worker.store import Store
 from oz_worker.threads import Waker
@@ -76,6 +79,31 @@ def test_who_waits_for_something_slow_gives_signs_of_life(wait: Callable[[Stalle
     waiter.join(30)
     assert stalled.store.close(30)
     stalled.waker.close()
+
+
+def test_who_is_busy_with_very_many_files_gives_signs_of_life_at_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a slow disk a million files of one directory take hours, and a thousand units at the start take minutes."""
+    seen: list[float] = []
+    unlink, units = os.unlink, tmp_path / "units"
+
+    def slow(*arguments: Any, **options: Any) -> None:
+        seen.append(sign_of("upkeep").at)
+        unlink(*arguments, **options)
+
+    def facts(_directory: UnitDirectory) -> None:
+        seen.append(sign_of("upkeep").at)
+
+    for number in range(50):
+        (units / str(number)).mkdir(parents=True)
+        (tmp_path / f"file{number}").touch()
+    monkeypatch.setattr(UnitDirectory, "facts", facts)
+    vitals.essential("upkeep")(unit_root.found)(unit_root.directories(units))
+    assert len(set(seen)) == 50
+    monkeypatch.setattr(os, "unlink", slow)
+    assert vitals.essential("upkeep")(remove_tree)(str(tmp_path)) == ""
+    assert len(set(seen)) == 100
 
 
 def test_who_ends_well_is_watched_no_more_and_who_raises_is_dead() -> None:
