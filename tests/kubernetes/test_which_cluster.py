@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 import yaml
 
 from oz_worker.backends.job_object import job_name
+from oz_worker.devplane.server import ControlPlane
 from tests.cluster.access import Rule
 from tests.cluster.resources import JOBS
 from tests.kubernetes.kubernetes_site import KubernetesSite, ended
@@ -75,18 +77,27 @@ def test_from_a_pod_by_its_own_account(guarded: KubernetesSite) -> None:
     for name, text in (("token", site.cluster.token(*role())), ("ca.crt", authority), ("namespace", "elsewhere")):
         (account / name).write_text(text)
     options = {"preflight_image": "busybox", "preflight_timeout": "20s"}
-    (site.root / "config.yaml").write_text(yaml.safe_dump({"worker_id": "w", "backend": {"kubernetes": options}}))
     inside = ["unshare", "--mount", "sh", "-c", IN_A_POD, "sh", str(ACCOUNT), str(account)]
     command = [*inside, sys.executable, "-m", "oz_worker", "check", "--config-file", str(site.root / "config.yaml")]
-    environment = {"PATH": os.environ["PATH"], "HOME": str(site.root), "WARP_API_KEY": "wk-1", "PYTHONPATH": str(ROOT)}
+    environment = {"PATH": os.environ["PATH"], "HOME": str(site.root), "PYTHONPATH": str(ROOT)}
     environment |= {"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port}
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert f"namespace default of {host}, the cluster of this pod" in done.stdout
-    assert "permissions: all that is needed" in done.stdout
-    assert "busybox was pulled and run as root" in done.stdout
+
+    def check(code: int) -> dict[str, str]:
+        """What is said of each test."""
+        with ControlPlane() as plane:
+            chosen = {"worker_id": "w", "web_socket_url": plane.url, "backend": {"kubernetes": options}}
+            (site.root / "config.yaml").write_text(yaml.safe_dump(chosen))
+            env = {**environment, "WARP_API_KEY": plane.key}
+            done = subprocess.run(
+                [*command, "--json"], env=env, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+            )
+        assert (done.returncode, done.stderr) == (code, ""), done.stdout
+        return {test["name"]: test["said"] for test in json.loads(done.stdout)["tests"]}
+
+    said = check(0)
+    assert f"namespace default of {host}, the cluster of this pod" in said["cluster"]
+    assert said["permissions"] == "all that is needed"
+    assert "busybox was pulled and run as root" in said["image"]
     denied = Rule(("get",), ("pods",))
     (account / "token").write_text(site.cluster.token(denied))
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 3
-    assert "this account may not create jobs" in done.stderr
+    assert "this account may not create jobs" in check(3)["permissions"]
