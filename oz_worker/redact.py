@@ -171,7 +171,9 @@ class Redactor:
             group = int.from_bytes(piece[offset : offset + 4], sys.byteorder)
             places = table.get(group, ())
             if (offset, size) not in places:
-                table[group] = (*places, (offset, size))
+                longest_first = list(places)
+                bisect.insort(longest_first, (offset, size), key=lambda place: -place[1])
+                table[group] = tuple(longest_first)
 
     def _found(self, data: bytes) -> list[tuple[int, int]]:
         table, pieces, found = self._table, self._pieces, []
@@ -179,11 +181,15 @@ class Redactor:
             groups = memoryview(data)[first : first + max(0, len(data) - first) // 4 * 4].cast("I")
             if table.keys().isdisjoint(groups):
                 continue
+            low = high = 0  # all between is found already: not looked at once more for each shorter piece of one byte
             for hit in [index for index, group in enumerate(groups) if group in table]:
                 for offset, size in table.get(groups[hit], ()):
                     start = first + 4 * hit - offset
-                    if start >= 0 and data[start : start + size] in pieces:
-                        found.append((start, start + size))
+                    end = start + size
+                    if start < 0 or (low <= start and end <= high) or data[start:end] not in pieces:
+                        continue
+                    found.append((start, end))
+                    low, high = (min(low, start), max(high, end)) if start <= high and low <= end else (start, end)
         return found
 
     def _ordered(self) -> tuple[list[bytes], list[bytes]]:
