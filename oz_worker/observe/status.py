@@ -6,7 +6,6 @@ There is no control socket: facts come from the database (read-only), the lock s
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -23,6 +22,7 @@ from oz_worker.observe import explain
 from oz_worker.observe.logs import lines_of
 from oz_worker.rows import TaskRow
 from oz_worker.slots import Holder
+from oz_worker.store import peek
 from oz_worker.timing import Deadline, format_duration
 
 CHECK_SECONDS = 0.1
@@ -50,17 +50,24 @@ def explain_command(state_dirs: Sequence[str], *, task_id: str, instance_id: str
     """Print what is known of a task: where it stands, what it waits for, why it was rejected. 3 if that is nothing."""
     attempts: list[dict[str, Any]] = []
     rejected: list[dict[str, Any]] = []
+    unread: list[str] = []
     for path in _chosen(state_dirs, instance_id):
         running = _holder(path) is not None
-        with _reading(path) as db:
-            found = rows.tasks_of(db, task_id) if db is not None else []
-            waiting = rows.reports(db) if db is not None else []
-            facts = _facts(db) if db is not None else {}
+        read = peek(path / "state.db", lambda db: (rows.tasks_of(db, task_id), rows.reports(db), _facts(db)))
+        if read is None:
+            unread += [str(path / "state.db")]
+            continue
+        found, waiting, facts = read
         rejected += explain.rejections(facts, rows.storable(task_id))
         for row in found:
             about = {"instance": path.name, "execution_id": row.key.execution_id, "attempt": row.attempt}
             about |= {"state": row.state.value, "running": running}
             attempts.append({**about, "sentences": explain.of_task(row, waiting, facts, running=running)})
+    if unread and not attempts and not rejected:
+        raise NotUsable(
+            f"what is known of task {task_id} cannot be read from {' or '.join(unread)}; ask as the worker's user, or"
+            " start the worker, which sets a damaged database aside"
+        )
     if not attempts and not rejected:
         raise NotUsable(
             f"nothing is known of task {task_id} in {' or '.join(state_dirs)}: it was not offered to a worker here (its"
@@ -105,9 +112,7 @@ def drain_command(
 def logs_command(state_dirs: Sequence[str], *, task_id: str, instance_id: str) -> int:
     """Print the redacted output of an ended task, or say where a running one writes."""
     for path in _chosen(state_dirs, instance_id):
-        with _reading(path) as db:
-            found = rows.tasks_of(db, task_id) if db is not None else []
-        for row in reversed(found):
+        for row in reversed(peek(path / "state.db", lambda db: rows.tasks_of(db, task_id)) or []):
             from oz_worker.engine.output import copy_name
 
             copy = path / "logs" / copy_name(row)
@@ -170,22 +175,6 @@ def _await_end(paths: list[Path], wait: float) -> list[Path]:
     return left
 
 
-@contextlib.contextmanager
-def _reading(path: Path) -> Any:
-    """The database, read-only; None when there is none or it cannot be read."""
-    db = None
-    try:
-        db = sqlite3.connect(f"file:{path / 'state.db'}?mode=ro", uri=True, timeout=2.0)
-        db.execute("SELECT 1 FROM facts LIMIT 1")
-    except sqlite3.Error:
-        db = None
-    try:
-        yield db
-    finally:
-        if db is not None:
-            db.close()
-
-
 def _facts(db: sqlite3.Connection) -> dict[str, Any]:
     return {name: json.loads(text) for name, text in rows.facts(db).items()}
 
@@ -197,13 +186,11 @@ def account_of(path: Path, *, explained: bool = False) -> dict[str, Any]:
     if found is not None:
         account["pid"] = found.pid
         account["reachable"] = slots.reachable(found)
-    with _reading(path) as db:
-        if db is None:
-            account["trouble"] = "the database cannot be read"
-            return account
-        waiting = rows.reports(db)
-        tasks = rows.open_tasks(db)
-        facts = _facts(db)
+    read = peek(path / "state.db", lambda db: (rows.reports(db), rows.open_tasks(db), _facts(db)))
+    if read is None:
+        account["trouble"] = "the database cannot be read"
+        return account
+    waiting, tasks, facts = read
     if explained and found is not None:
         why_not = explain.why_not_ready(facts)
         account["explain"] = {"ready": not why_not, "why_not": why_not, "rejections": explain.rejections(facts)}
