@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import logging
+import os
 import threading
 from pathlib import Path
 from typing import Callable, Iterable, NamedTuple
@@ -21,6 +22,12 @@ logger = logging.getLogger("oz_worker.task")
 PAUSE_SECONDS = 0.5
 PIECE = 256 * 1024
 LONGEST_LINE = 8 * 1024
+MOST_LINES = 10_000
+"""Of one piece; a task that prints nothing but ends of lines would cost a minute for each of its megabytes."""
+MOST_BEHIND = 4 * 1024 * 1024
+"""Of what is further behind only the end is shown: the log's queue has to hold the lines of others too."""
+_HEAD = 1024
+_LEFT_OUT = b"\n[oz_worker: %d bytes came too fast for the log and are left out]\n"
 
 
 class Source(NamedTuple):
@@ -36,14 +43,16 @@ class _Reading:
 
     def __init__(self, redactor: Redactor) -> None:
         self.offset = 0
+        self.head = b""  # how the file begins, by which one that was cut and has grown again is told
+        self.over = False  # the rest was shown
         self.line = ""
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.redactor = redactor
         self.stream = RedactedStream(redactor)
 
-    def begin_behind(self, notice: bytes) -> None:
-        """The file was cut, perhaps in the middle of a secret."""
-        self.offset = len(notice)
+    def begin_at(self, offset: int) -> None:
+        """Something is missing before *offset*: perhaps it is in the middle of a secret."""
+        self.offset = offset
         self.stream = RedactedStream(self.redactor, torn=True)
 
 
@@ -73,17 +82,24 @@ class Follower:
         """Show what is left of an ended task's output. Called by the task's thread before the file is removed."""
         with self._lock:
             self._show(source)
-            reading = self._readings.pop(source.unit.name, None)
-        if reading is not None:
-            self._log(source, reading, reading.stream.flush() + b"\n")
+            reading = self._readings.get(source.unit.name)
+            if reading is not None and not reading.over:
+                reading.over = True
+                self._log(source, reading, reading.stream.flush() + b"\n")
 
     @vitals.essential("output")
     def _run(self) -> None:
         while not self._stop.wait(PAUSE_SECONDS):
             vitals.stamp()
-            for source in self._sources():
+            with self._lock:
+                before = set(self._readings)
+            sources = list(self._sources())
+            for source in sources:
                 with self._lock:
                     self._show(source)
+            with self._lock:  # a task may be there for long after its end: only then it is not begun anew
+                for name in before - {source.unit.name for source in sources}:
+                    del self._readings[name]
 
     def _show(self, source: Source) -> None:
         """Requires holding the lock."""
@@ -92,18 +108,25 @@ class Follower:
         reading = self._readings.get(source.unit.name)
         if reading is None:
             reading = self._readings[source.unit.name] = _Reading(self._known.redactor(source.unit.secrets))
+        if reading.over:
+            return
         try:
             with source.file.open("rb") as file:
-                if file.seek(0, 2) < reading.offset:  # it was cut at task_log_max
-                    self._log(source, reading, reading.stream.flush() + b"\n")
-                    file.seek(0)
-                    notice = notice_of(file.read(PIECE))
-                    self._log(source, reading, notice)
-                    reading.begin_behind(notice)
+                head = file.read(_HEAD)
+                size = file.seek(0, os.SEEK_END)
+                if size < reading.offset or not head.startswith(reading.head):  # it was cut at task_log_max
+                    notice = notice_of(head)
+                    self._log(source, reading, reading.stream.flush() + b"\n" + notice)
+                    reading.begin_at(len(notice))
+                if (left_out := size - reading.offset - MOST_BEHIND) > 0:
+                    self._log(source, reading, reading.stream.flush() + _LEFT_OUT % left_out)
+                    reading.begin_at(reading.offset + left_out)
+                reading.head = head
                 file.seek(reading.offset)
-                while piece := file.read(PIECE):
+                while reading.offset < size and (piece := file.read(min(PIECE, size - reading.offset))):
                     reading.offset += len(piece)
                     self._log(source, reading, reading.stream.feed(piece))
+                    vitals.stamp()
         except OSError:
             return  # not there yet, or already removed
 
@@ -112,6 +135,8 @@ class Follower:
         *lines, reading.line = (reading.line + reading.decoder.decode(shown)).split("\n")
         if len(reading.line) > LONGEST_LINE:
             lines, reading.line = [*lines, reading.line], ""
+        if (left_out := len(lines) - MOST_LINES) > 0:
+            lines[MOST_LINES // 2 : -MOST_LINES // 2] = [f"[oz_worker: {left_out} lines left out: too many at once]"]
         for line in lines:
             if line:
                 more = f" [{len(line) - LONGEST_LINE} more characters]" if len(line) > LONGEST_LINE else ""
