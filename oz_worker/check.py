@@ -27,6 +27,8 @@ def check_command(loaded: Loaded, *, as_json: bool) -> int:
     """Try everything out and say how it went: a line for each test as it ends, or all as JSON. The exit code."""
     logging.getLogger("oz_worker").addHandler(logging.NullHandler())  # what the parts log is not for here
     signal.signal(signal.SIGTERM, _leave)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # `nohup` set that; else its terminal is gone
+        signal.signal(signal.SIGHUP, _leave)
     settings, environ, results = loaded.settings, os.environ, list[Result]()
     hide = Redactor(_secrets(settings, environ))
     with contextlib.ExitStack() as stack:

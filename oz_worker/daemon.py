@@ -63,7 +63,7 @@ from oz_worker.meters import Meters
 from oz_worker.observe.health import Health
 from oz_worker.observe.logs import Logs
 from oz_worker.own_secrets import own_secrets
-from oz_worker.redact import Secret
+from oz_worker.redact import Redactor, Secret
 from oz_worker.settings import Settings
 from oz_worker.signals import captured
 from oz_worker.slots import Slot
@@ -97,7 +97,8 @@ def run(settings: Settings, warnings: Sequence[str]) -> int:
         try:
             with contextlib.ExitStack() as parts:
                 return _run(settings, known, logs, waker, inbox, parts, meters, health, deaths)
-        except OzWorkerError:
+        except OzWorkerError as error:
+            error.args = (known.everywhere(str(error)),)  # it is said on stderr, past the log
             raise
         except Exception:  # this thread's top: the same account as of any other
             logger.exception("thread main died: leaving with exit 1, tasks are left running")
@@ -174,7 +175,17 @@ def _run(
     parts.callback(upkeep.stop, CLOSE_SECONDS)
 
     stopping = Stopping(portions.stop_options(settings, state_dir), engine)
-    daemon = Daemon(settings, engine, session, stopping, logs=logs, health=health, inbox=inbox, deaths=deaths)
+    daemon = Daemon(
+        settings,
+        engine,
+        session,
+        stopping,
+        logs=logs,
+        health=health,
+        inbox=inbox,
+        deaths=deaths,
+        hide=known.everywhere,
+    )
     daemon.note_start()
     link = Link(
         url=settings.web_socket_url,
@@ -206,6 +217,7 @@ class Daemon:
         health: Health,
         inbox: queue.SimpleQueue[signal.Signals],
         deaths: Deaths,
+        hide: Redactor,
     ) -> None:
         self._settings = settings
         self._engine = engine
@@ -216,6 +228,7 @@ class Daemon:
         self._health = health
         self._inbox = inbox
         self._deaths = deaths
+        self._hide = hide
         self._announced = ""
 
     def on_wake(self) -> Directive:
@@ -310,6 +323,8 @@ class Daemon:
             self._stopping.signalled(number)
 
     def _note(self, name: str, fact: dict[str, str]) -> None:
+        """For `status`, the database and HTTP: a server may have repeated the key in its answer."""
+        fact = {key: self._hide(text) if key == "why" else text for key, text in fact.items()}
         self._health.noted(name, fact)
         text = json.dumps({**fact, "at": time.time()})
         self._engine.primary.store.post(lambda db: rows.put_fact(db, name, text), lambda _result, _error: None)

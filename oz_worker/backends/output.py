@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 from pathlib import Path
 
@@ -18,6 +19,8 @@ _LOOKS = 3
 CUT = b"[oz_worker: output over "
 """How the one line begins that says that something is missing."""
 _LONGEST_NOTICE = 128
+HEADING = re.compile(rb"(?m)^(--- container [^\n]* ---\n)")
+"""Begins what one of several containers has printed."""
 
 
 class OutputFiles:
