@@ -18,9 +18,8 @@ from oz_worker.checks import backend, host, network, places, show
 from oz_worker.checks.probe import Finding, Outcome, Probe, Result, work
 from oz_worker.config.load import Loaded
 from oz_worker.errors import ConfigurationError, ExitCode
-from oz_worker.proxy import choose
+from oz_worker.own_secrets import own_secrets
 from oz_worker.redact import Redactor
-from oz_worker.settings import Settings
 
 
 def check_command(loaded: Loaded, *, as_json: bool) -> int:
@@ -30,7 +29,7 @@ def check_command(loaded: Loaded, *, as_json: bool) -> int:
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # `nohup` set that; else its terminal is gone
         signal.signal(signal.SIGHUP, _leave)
     settings, environ, results = loaded.settings, os.environ, list[Result]()
-    hide = Redactor(_secrets(settings, environ))
+    hide = Redactor(own_secrets(settings, environ))  # a server may repeat what it was sent
     with contextlib.ExitStack() as stack:
         for result in work(_probes(loaded, environ, stack)):
             results.append(result)
@@ -65,16 +64,6 @@ def _configuration(loaded: Loaded) -> Finding:
     if loaded.warnings:
         return Finding("; ".join(loaded.warnings), Outcome.WARNING, "write what is meant, and the warning goes")
     return Finding(f"worker {loaded.settings.worker_id}, backend {loaded.settings.backend}")
-
-
-def _secrets(settings: Settings, environ: Mapping[str, str]) -> Sequence[str]:
-    """What must not be shown, whoever says it: a server may repeat what it was sent."""
-    secrets = [settings.api_key.reveal(), *settings.options.environment.values()]
-    for secure in (True, False):
-        with contextlib.suppress(ValueError):
-            via = choose(secure, "server.invalid", 443, {**environ, "no_proxy": ""})
-            secrets += [via.authorization.reveal(), via.authorization.reveal().partition(" ")[2]] if via else []
-    return secrets
 
 
 def _leave(number: int, _frame: Any) -> None:

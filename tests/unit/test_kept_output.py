@@ -122,6 +122,7 @@ def test_what_the_worker_knows_of_its_own_comes_from_its_environment() -> None:
         )
     )
     assert {"wk-key", "pro@xy-pass", "pro%40xy-pass", "Bearer otel-token", "otel-token", "team-token"} <= found
+    assert "malf0rmed" in set(in_environment({"OTEL_EXPORTER_OTLP_HEADERS": "Authorization: Bearer malf0rmed"}))
     assert not [text for text in found if "proxy:3128" in text or "example" in text or "/usr" in text]
     assert {"registry-pass"} <= set(in_address("me:registry-pass@registry.example/image:tag"))
     for image in ("image:22.04-tagged", "image:22.04-tagged@sha256:" + "0a" * 32, "registry:5000/image"):
