@@ -220,11 +220,11 @@ class RedactedStream:
             return b""
         return self._show(self._redactor.open_end(self._pending))
 
-    def flush(self) -> bytes:
-        """The rest."""
-        return self._show(len(self._pending))
+    def flush(self, *, torn: bool = False) -> bytes:
+        """The rest. *torn*: it was cut off there, so what may be the beginning of a secret is masked too."""
+        return self._show(len(self._pending), self._redactor.open_end(self._pending) if torn else -1)
 
-    def _show(self, cut: int) -> bytes:
+    def _show(self, cut: int, open_end: int = -1) -> bytes:
         data, begin = self._shown + self._pending, len(self._shown)
         end = begin + cut
         spans = self._redactor.spans(data)
@@ -234,6 +234,8 @@ class RedactedStream:
                 torn = max(torn, spans[0][0])
             spans = _merged([(0, torn), *spans]) if torn else spans
         self._torn = False
+        if 0 <= open_end < cut:
+            spans = _merged([*spans, (begin + open_end, end)])
         text = _mask(data, spans, begin, end, self._ends_masked)
         if cut:
             self._ends_masked = any(start < end <= stop for start, stop in spans)

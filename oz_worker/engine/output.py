@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from oz_worker.backends.base import Backend, Unit
-from oz_worker.backends.output import HEADING, keep_end, notice_of
+from oz_worker.backends.output import HEADING, LONGEST_NOTICE, keep_end, notice_of, split_from_end_notice
 from oz_worker.known import Known
 from oz_worker.model import ExitFacts
 from oz_worker.redact import RedactedStream, Redactor
@@ -143,6 +143,10 @@ def _copy_redacted(source: BinaryIO, target: BinaryIO, redactor: Redactor) -> No
     source.seek(len(notice))
     target.write(notice)
     stream = RedactedStream(redactor, torn=True)  # an engine may have cut it too, without a word
+    last = b""
     while chunk := source.read(CHUNK):
-        target.write(stream.feed(chunk))
-    target.write(stream.flush())
+        whole = last + chunk
+        target.write(stream.feed(whole[:-LONGEST_NOTICE]))
+        last = whole[-LONGEST_NOTICE:]
+    before, end = split_from_end_notice(last)
+    target.write(stream.feed(before) + stream.flush(torn=bool(end)) + end)

@@ -170,4 +170,8 @@ def test_of_a_wrapped_secret_that_was_cut_between_its_lines_nothing_is_shown(tmp
             shown = output.tail(Ended(raw), unit)
             assert [line for line in lines[lost:-1] if line.decode()[:60] in shown] == [], shown
             assert [shown.count(word) for word in ("the end", "--- container side ---")] in ([1, 0], [2, 2])
-        assert lines[-2].strip() not in Instance(tmp_path / str(lost)).keep("t-1", left, secret).read_bytes()
+        place = tmp_path / str(lost)
+        assert lines[-2].strip() not in Instance(place).keep("t-1", left, secret).read_bytes()
+        after = NOTICE.replace(b"before", b"after")
+        cut = b"the beginning\n" + b"".join(lines[:lost]) + after
+        assert Instance(place).keep("t-2", cut, secret).read_bytes() == b"the beginning\n***" + after
