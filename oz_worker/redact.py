@@ -203,12 +203,13 @@ class RedactedStream:
     """Redacts output that arrives in pieces: a secret split over any of them is masked all the same.
 
     Not safe for concurrent use. Holds back only what may be the beginning of a secret, at most a KiB. *torn*: what
-    comes first was cut off in front, perhaps in the middle of a secret.
+    comes first was cut off in front, perhaps in the middle of a secret. *between_lines*: if it was, then not in a line.
     """
 
-    def __init__(self, redactor: Redactor, *, torn: bool = False) -> None:
+    def __init__(self, redactor: Redactor, *, torn: bool = False, between_lines: bool = False) -> None:
         self._redactor = redactor
         self._torn = torn
+        self._between_lines = between_lines
         self._shown = b""  # the last KiB of what was given out, before masking
         self._pending = b""
         self._ends_masked = False
@@ -230,7 +231,9 @@ class RedactedStream:
         spans = self._redactor.spans(data)
         if self._torn:
             torn = self._redactor.torn_start(data)
-            if spans and spans[0][0] < SHORTEST:  # what is left of a piece before a whole one
+            if (
+                spans and spans[0][0] < SHORTEST and not self._between_lines
+            ):  # what is left of a piece before a whole one
                 torn = max(torn, spans[0][0])
             spans = _merged([(0, torn), *spans]) if torn else spans
         self._torn = False

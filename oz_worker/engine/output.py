@@ -59,8 +59,11 @@ class Output:
         """The last lines of the unit's output, redacted, at most 20 lines and 2 KiB."""
         if unit.secrets is None:
             return ""
-        raw, redactor = backend.tail(unit, TAIL_BYTES * 4), self._known.redactor(unit.secrets)
-        masked = b"".join(_masked_end(part, redactor) for part in HEADING.split(raw))
+        wanted = TAIL_BYTES * 4
+        raw, redactor = backend.tail(unit, wanted), self._known.redactor(unit.secrets)
+        first, *others = HEADING.split(raw)
+        masked = _masked_end(first, redactor, between_lines=len(raw) < wanted)
+        masked += b"".join(_masked_end(part, redactor, between_lines=True) for part in others)
         text = masked.decode("utf-8", "replace").replace("\0", "").strip()
         lines = "\n".join(text.splitlines()[-TAIL_LINES:])
         return lines.encode()[-TAIL_BYTES:].decode("utf-8", "ignore")
@@ -107,9 +110,9 @@ def copy_name(row: TaskRow) -> str:
     return f"{safe}-{row.unit[:8]}.log"
 
 
-def _masked_end(raw: bytes, redactor: Redactor) -> bytes:
+def _masked_end(raw: bytes, redactor: Redactor, *, between_lines: bool) -> bytes:
     """The end of one output, cut off in front, perhaps between the lines of a secret that is wrapped over several."""
-    stream = RedactedStream(redactor, torn=True)
+    stream = RedactedStream(redactor, torn=True, between_lines=between_lines)
     return stream.feed(raw) + stream.flush()
 
 
@@ -142,7 +145,8 @@ def _copy_redacted(source: BinaryIO, target: BinaryIO, redactor: Redactor) -> No
     notice = notice_of(source.read(CHUNK))
     source.seek(len(notice))
     target.write(notice)
-    stream = RedactedStream(redactor, torn=True)  # an engine may have cut it too, without a word
+    # An engine may have cut it too, without a word, but not in a line.
+    stream = RedactedStream(redactor, torn=True, between_lines=not notice)
     last = b""
     while chunk := source.read(CHUNK):
         whole = last + chunk
