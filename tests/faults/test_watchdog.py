@@ -125,7 +125,7 @@ def work():
 for _ in range(20):
     threading.Thread(target=work, daemon=True).start()
 looks = []
-logs = Logs(level="info", form="text", file="", secrets=())
+logs = Logs(level="info", form="text", file="", redact=str)
 watchdog.Watchdog(logs, on_trip=lambda: None, on_look=looks.append).start(lambda name, error: None)
 time.sleep(1)
 subprocess.Popen(["sh", "-c", f"sleep 4; kill -CONT {os.getpid()}"])
