@@ -14,21 +14,26 @@ import signal
 import sys
 from typing import Any, Mapping, Sequence
 
-from oz_worker.checks import backend, host, network, places, show
+from oz_worker.checks import backend, host, network, places, programs, show
 from oz_worker.checks.probe import Finding, Outcome, Probe, Result, work
 from oz_worker.config.load import Loaded
 from oz_worker.errors import ConfigurationError, ExitCode
 from oz_worker.own_secrets import own_secrets
 from oz_worker.redact import Redactor
+from oz_worker.tree import end_helpers
+from oz_worker.unreadable import Unreadable
 
 
 def check_command(loaded: Loaded, *, as_json: bool) -> int:
     """Try everything out and say how it went: a line for each test as it ends, or all as JSON. The exit code."""
     logging.getLogger("oz_worker").addHandler(logging.NullHandler())  # what the parts log is not for here
     signal.signal(signal.SIGTERM, _leave)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # `nohup` set that; else its terminal is gone
+        signal.signal(signal.SIGHUP, _leave)
     settings, environ, results = loaded.settings, os.environ, list[Result]()
     hide = Redactor(own_secrets(settings, environ))  # whoever says it: a server may repeat what it was sent
     with contextlib.ExitStack() as stack:
+        stack.callback(_end_programs)
         for result in work(_probes(loaded, environ, stack)):
             results.append(result)
             if not as_json:
@@ -67,6 +72,12 @@ def _configuration(loaded: Loaded) -> Finding:
 def _leave(number: int, _frame: Any) -> None:
     """What a test has made is removed on the way out."""
     raise SystemExit(128 + number)
+
+
+def _end_programs() -> None:
+    """Each test ends its own; but `_leave` may come before the one that was just started has an owner."""
+    with contextlib.suppress(Unreadable):
+        end_helpers(programs.instance())
 
 
 def _say(text: str) -> None:

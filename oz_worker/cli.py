@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from typing import TYPE_CHECKING, Iterable, Sequence
@@ -22,8 +23,11 @@ def main(argv: Sequence[str]) -> int:
         return int(error.exit_code)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        # `| head` has seen enough; the interpreter must not complain about it again while it exits.
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):  # `| head` has seen enough
+            where = f"{error.filename} cannot be used" if error.filename else "the output cannot be written"
+            _say([f"{where} ({error.strerror or error}); make room there, or name another place"])
+        # The interpreter must not complain about it again while it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return int(ExitCode.FAULT)
 
@@ -41,6 +45,9 @@ def _open_closed_streams() -> None:
                 os.close(opened)
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "r+", encoding="utf-8"))  # noqa: SIM115 (as long as the process)
+    with contextlib.suppress(AttributeError):  # a test's own stream
+        # Ids are the server's: the encoding of this terminal may have no sign for them.
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
 def _dispatch(argv: Sequence[str]) -> int:

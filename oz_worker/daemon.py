@@ -102,7 +102,8 @@ def run(settings: Settings, warnings: Sequence[str]) -> int:
         try:
             with contextlib.ExitStack() as parts:
                 return _run(settings, known, logs, waker, inbox, parts, meters, health, deaths)
-        except OzWorkerError:
+        except OzWorkerError as error:
+            error.args = (known.everywhere(str(error)),)  # it is said on stderr, past the log
             raise
         except Exception:  # this thread's top: the same account as of any other
             logger.exception("thread main died: leaving with exit 1, tasks are left running")
@@ -186,9 +187,9 @@ def _run(
         stopping,
         logs=logs,
         health=health,
-        redact=known.everywhere,
         inbox=inbox,
         deaths=deaths,
+        hide=known.everywhere,
     )
     daemon.note_start()
     link = Link(
@@ -219,9 +220,9 @@ class Daemon:
         *,
         logs: Logs,
         health: Health,
-        redact: Redactor,
         inbox: queue.SimpleQueue[signal.Signals],
         deaths: Deaths,
+        hide: Redactor,
     ) -> None:
         self._settings = settings
         self._engine = engine
@@ -230,9 +231,9 @@ class Daemon:
         self._stopping = stopping
         self._logs = logs
         self._health = health
-        self._redact = redact
         self._inbox = inbox
         self._deaths = deaths
+        self._hide = hide
         self._announced = ""
 
     def on_wake(self) -> Directive:
@@ -327,7 +328,8 @@ class Daemon:
             self._stopping.signalled(number)
 
     def _note(self, name: str, fact: dict[str, str]) -> None:
-        fact = {word: self._redact(text) for word, text in fact.items()}  # a server may have said our key back to us
+        """For `status`, the database and HTTP: a server may have repeated the key in its answer."""
+        fact = {key: self._hide(text) if key == "why" else text for key, text in fact.items()}
         self._health.noted(name, fact)
         text = json.dumps({**fact, "at": time.time()})
         self._engine.primary.store.post(lambda db: rows.put_fact(db, name, text), lambda _result, _error: None)

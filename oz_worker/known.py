@@ -61,8 +61,9 @@ def in_environment(environment: Mapping[str, str]) -> Iterator[str]:
             yield from in_address(value)
         elif name.startswith("OTEL_EXPORTER_OTLP_") and name.endswith("HEADERS"):
             for header in value.split(","):
-                text = urllib.parse.unquote(header.partition("=")[2])
-                yield from (header.partition("=")[2].strip(), text.strip(), *text.split()[-1:])
+                given = header.partition("=")[2] or header  # one that does not parse has its secret too
+                text = urllib.parse.unquote(given)
+                yield from (given.strip(), text.strip(), *text.split()[-1:])
         elif name.startswith("OTEL_EXPORTER_OTLP_") and name.endswith("ENDPOINT"):
             yield from in_address(value)
 

@@ -26,6 +26,7 @@ def _is_proxy(name: str) -> bool:
 
 
 def _images(options: BackendOptions) -> tuple[str, ...]:
+    preflight = (options.preflight_image,) if isinstance(options, KubernetesOptions) else ()
     if isinstance(options, (DockerOptions, KubernetesOptions)):
-        return (options.default_image, options.sidecar_image, *options.coding_cli_sidecars.values())
+        return (*preflight, options.default_image, options.sidecar_image, *options.coding_cli_sidecars.values())
     return ()

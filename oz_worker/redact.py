@@ -171,7 +171,9 @@ class Redactor:
             group = int.from_bytes(piece[offset : offset + 4], sys.byteorder)
             places = table.get(group, ())
             if (offset, size) not in places:
-                table[group] = (*places, (offset, size))
+                longest_first = list(places)
+                bisect.insort(longest_first, (offset, size), key=lambda place: -place[1])
+                table[group] = tuple(longest_first)
 
     def _found(self, data: bytes) -> list[tuple[int, int]]:
         table, pieces, found = self._table, self._pieces, []
@@ -179,11 +181,15 @@ class Redactor:
             groups = memoryview(data)[first : first + max(0, len(data) - first) // 4 * 4].cast("I")
             if table.keys().isdisjoint(groups):
                 continue
+            low = high = 0  # all between is found already: not looked at once more for each shorter piece of one byte
             for hit in [index for index, group in enumerate(groups) if group in table]:
                 for offset, size in table.get(groups[hit], ()):
                     start = first + 4 * hit - offset
-                    if start >= 0 and data[start : start + size] in pieces:
-                        found.append((start, start + size))
+                    end = start + size
+                    if start < 0 or (low <= start and end <= high) or data[start:end] not in pieces:
+                        continue
+                    found.append((start, end))
+                    low, high = (min(low, start), max(high, end)) if start <= high and low <= end else (start, end)
         return found
 
     def _ordered(self) -> tuple[list[bytes], list[bytes]]:
@@ -197,12 +203,13 @@ class RedactedStream:
     """Redacts output that arrives in pieces: a secret split over any of them is masked all the same.
 
     Not safe for concurrent use. Holds back only what may be the beginning of a secret, at most a KiB. *torn*: what
-    comes first was cut off in front, perhaps in the middle of a secret.
+    comes first was cut off in front, perhaps in the middle of a secret. *between_lines*: if it was, then not in a line.
     """
 
-    def __init__(self, redactor: Redactor, *, torn: bool = False) -> None:
+    def __init__(self, redactor: Redactor, *, torn: bool = False, between_lines: bool = False) -> None:
         self._redactor = redactor
         self._torn = torn
+        self._between_lines = between_lines
         self._shown = b""  # the last KiB of what was given out, before masking
         self._pending = b""
         self._ends_masked = False
@@ -214,20 +221,24 @@ class RedactedStream:
             return b""
         return self._show(self._redactor.open_end(self._pending))
 
-    def flush(self) -> bytes:
-        """The rest."""
-        return self._show(len(self._pending))
+    def flush(self, *, torn: bool = False) -> bytes:
+        """The rest. *torn*: it was cut off there, so what may be the beginning of a secret is masked too."""
+        return self._show(len(self._pending), self._redactor.open_end(self._pending) if torn else -1)
 
-    def _show(self, cut: int) -> bytes:
+    def _show(self, cut: int, open_end: int = -1) -> bytes:
         data, begin = self._shown + self._pending, len(self._shown)
         end = begin + cut
         spans = self._redactor.spans(data)
         if self._torn:
             torn = self._redactor.torn_start(data)
-            if spans and spans[0][0] < SHORTEST:  # what is left of a piece before a whole one
+            if (
+                spans and spans[0][0] < SHORTEST and not self._between_lines
+            ):  # what is left of a piece before a whole one
                 torn = max(torn, spans[0][0])
             spans = _merged([(0, torn), *spans]) if torn else spans
         self._torn = False
+        if 0 <= open_end < cut:
+            spans = _merged([*spans, (begin + open_end, end)])
         text = _mask(data, spans, begin, end, self._ends_masked)
         if cut:
             self._ends_masked = any(start < end <= stop for start, stop in spans)

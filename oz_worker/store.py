@@ -16,6 +16,7 @@ import threading
 import time
 from pathlib import Path
 from typing import Any, Callable, TypeVar
+from urllib.parse import quote
 
 from oz_worker import rows, threads, vitals
 from oz_worker.errors import NotUsable, StoreError, StoreFull
@@ -194,7 +195,9 @@ def _tell(done: Done, result: Any, failed: StoreError | None) -> None:
 def peek(path: Path, look: Callable[[sqlite3.Connection], T]) -> T | None:
     """Read a database that another process may own; None when there is none or it cannot be read."""
     try:
-        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=2.0)) as db:
+        with contextlib.closing(
+            sqlite3.connect(f"file:{quote(os.fsencode(path))}?mode=ro", uri=True, timeout=2.0)
+        ) as db:
             return look(db)
     except (sqlite3.Error, ValueError):
         return None
@@ -287,7 +290,7 @@ def _salvage(path: Path) -> list[rows.OutboxRow]:
     """The reports that can still be read from a damaged file, row by row."""
     saved: list[rows.OutboxRow] = []
     try:
-        db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        db = sqlite3.connect(f"file:{quote(os.fsencode(path))}?mode=ro", uri=True)
     except sqlite3.Error:
         return saved
     try:

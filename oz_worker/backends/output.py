@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 from pathlib import Path
 
@@ -17,7 +18,9 @@ _LOOKS = 3
 
 CUT = b"[oz_worker: output over "
 """How the one line begins that says that something is missing."""
-_LONGEST_NOTICE = 128
+LONGEST_NOTICE = 128
+HEADING = re.compile(rb"(?m)^(--- container [^\n]* ---\n)")
+"""Begins what one of several containers has printed."""
 
 
 class OutputFiles:
@@ -114,8 +117,16 @@ def end_with_notice(descriptor: int, limit: int) -> None:
 
 def notice_of(head: bytes) -> bytes:
     """The notice at the beginning of an output of which the beginning is gone, b"" when there is none."""
-    line = head[:_LONGEST_NOTICE].partition(b"\n")[0]
+    line = head[:LONGEST_NOTICE].partition(b"\n")[0]
     return line + b"\n" if line.startswith(CUT) and line.endswith(b"before is gone]") else b""
+
+
+def split_from_end_notice(end: bytes) -> tuple[bytes, bytes]:
+    """What stands before the notice with which an output ends of which the rest is gone, and that notice or b""."""
+    place = end.rfind(CUT)
+    if place < 0 or not end.endswith(b"what came after is gone]\n"):
+        return end, b""
+    return end[:place], end[place:]
 
 
 def _notice(limit: int, which: str) -> bytes:

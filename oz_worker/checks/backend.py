@@ -229,5 +229,7 @@ def _first_word(command: str) -> str:
         words = shlex.split(command, comments=True)
     except ValueError:
         return ""
+    if any(word.startswith("PATH=") for word in words):
+        return ""  # it is looked for elsewhere
     words = [word for word in words if not re.fullmatch(r"[A-Za-z_]\w*=.*", word, re.DOTALL)]
     return words[0] if words and _PLAIN.fullmatch(words[0]) else ""

@@ -52,6 +52,12 @@ def probes(settings: Settings, environ: Mapping[str, str], origin: str) -> list[
             limit=FILE_SECONDS,
         ),
         Probe(
+            "log",
+            lambda: _log(settings.log_file),
+            cure="name a file that the worker's user may write, or leave log_file out for stderr",
+            limit=FILE_SECONDS,
+        ),
+        Probe(
             "disk",
             lambda: _disk(settings),
             cure="free space there, or lower min_free_disk and min_free_inodes: until then every task is rejected",
@@ -130,6 +136,21 @@ def _instance(settings: Settings, environ: Mapping[str, str]) -> Finding:
             return Finding(f"the instance {pinned} cannot be used: {why}", Outcome.FAILED, "choose another instance_id")
     also = "; ".join(f"process {worker.pid} holds {worker.instance}" for worker in beside)
     return Finding(also or "no worker runs here")
+
+
+def _log(path: str) -> Finding:
+    """Whether a worker could open it. One that is missing is not made."""
+    if not path:
+        return Finding("to stderr")
+    try:
+        if os.path.exists(path):
+            os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK))
+        else:
+            with tempfile.TemporaryDirectory(prefix=".oz-worker-check-", dir=os.path.dirname(path) or "."):
+                pass
+    except OSError as error:
+        raise NotUsable(f"log_file {path} cannot be opened ({error.strerror})") from error
+    return Finding(f"{path} can be written")
 
 
 def _disk(settings: Settings) -> Finding:

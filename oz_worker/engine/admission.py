@@ -79,7 +79,7 @@ class Engine:
         self._on_death = on_death
         self.registry = Registry(meters)
         self.gate = Gate(limits, self.registry, primary)
-        self.notes = Notes(primary.store, self._waits, self.gate.obstacle)
+        self.notes = Notes(primary.store, self._waits, self.gate.obstacle, output.hide)
         self.cancellation = Cancellation(
             self.registry,
             self.past,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import logging
+import os
 import threading
 from pathlib import Path
 from typing import Callable, Iterable, NamedTuple
@@ -24,6 +25,12 @@ SHORT_PAUSE = 0.01
 PIECE = 64 * 1024
 """Shown at a time of each task: one that never stops writing holds up neither the others nor the watchdog's stamp."""
 LONGEST_LINE = 8 * 1024
+MOST_LINES = 10_000
+"""Of one piece; a task that prints nothing but ends of lines would cost a minute for each of its megabytes."""
+MOST_BEHIND = 4 * 1024 * 1024
+"""Of what is further behind only the end is shown: the log's queue has to hold the lines of others too."""
+_HEAD = 1024
+_LEFT_OUT = b"\n[oz_worker: %d bytes came too fast for the log and are left out]\n"
 
 
 class Source(NamedTuple):
@@ -39,14 +46,16 @@ class _Reading:
 
     def __init__(self, redactor: Redactor) -> None:
         self.offset = 0
+        self.head = b""  # how the file begins, by which one that was cut and has grown again is told
+        self.over = False  # the rest was shown
         self.line = ""
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.redactor = redactor
         self.stream = RedactedStream(redactor)
 
-    def begin_behind(self, notice: bytes) -> None:
-        """The file was cut, perhaps in the middle of a secret."""
-        self.offset = len(notice)
+    def begin_at(self, offset: int) -> None:
+        """Something is missing before *offset*: perhaps it is in the middle of a secret."""
+        self.offset = offset
         self.stream = RedactedStream(self.redactor, torn=True)
 
 
@@ -74,14 +83,15 @@ class Follower:
 
     def finish(self, source: Source) -> None:
         """Show what is left of an ended task's output. Called by the task's thread before the file is removed."""
-        for _ in range(_size(source.file) // PIECE + 1):  # not to its end: what it left running may write for ever
+        for _ in range(MOST_BEHIND // PIECE + 2):  # not to its end: what it left running may write for ever
             with self._lock:
                 if not self._show(source):
                     break
         with self._lock:
-            reading = self._readings.pop(source.unit.name, None)
-        if reading is not None:
-            self._log(source, reading, reading.stream.flush() + b"\n")
+            reading = self._readings.get(source.unit.name)
+            if reading is not None and not reading.over:
+                reading.over = True
+                self._log(source, reading, reading.stream.flush() + b"\n")
 
     @vitals.essential("output")
     def _run(self) -> None:
@@ -89,10 +99,16 @@ class Follower:
         while not self._stop.wait(SHORT_PAUSE if more else PAUSE_SECONDS):
             more = False
             vitals.stamp()
-            for source in self._sources():
+            with self._lock:
+                before = set(self._readings)
+            sources = list(self._sources())
+            for source in sources:
                 with self._lock:
                     more = self._show(source) or more
                 vitals.stamp()
+            with self._lock:  # a task may be there for long after its end: only then it is not begun anew
+                for name in before - {source.unit.name for source in sources}:
+                    del self._readings[name]
 
     def _show(self, source: Source) -> bool:
         """Show the next piece; whether there may be more. Requires holding the lock."""
@@ -101,14 +117,20 @@ class Follower:
         reading = self._readings.get(source.unit.name)
         if reading is None:
             reading = self._readings[source.unit.name] = _Reading(self._known.redactor(source.unit.secrets))
+        if reading.over:
+            return False
         try:
             with source.file.open("rb") as file:
-                if file.seek(0, 2) < reading.offset:  # it was cut at task_log_max
-                    self._log(source, reading, reading.stream.flush() + b"\n")
-                    file.seek(0)
-                    notice = notice_of(file.read(PIECE))
-                    self._log(source, reading, notice)
-                    reading.begin_behind(notice)
+                head = file.read(_HEAD)
+                size = file.seek(0, os.SEEK_END)
+                if size < reading.offset or not head.startswith(reading.head):  # it was cut at task_log_max
+                    notice = notice_of(head)
+                    self._log(source, reading, reading.stream.flush() + b"\n" + notice)
+                    reading.begin_at(len(notice))
+                if (left_out := size - reading.offset - MOST_BEHIND) > 0:
+                    self._log(source, reading, reading.stream.flush() + _LEFT_OUT % left_out)
+                    reading.begin_at(reading.offset + left_out)
+                reading.head = head
                 file.seek(reading.offset)
                 piece = file.read(PIECE)
         except OSError:
@@ -122,14 +144,9 @@ class Follower:
         *lines, reading.line = (reading.line + reading.decoder.decode(shown)).split("\n")
         if len(reading.line) > LONGEST_LINE:
             lines, reading.line = [*lines, reading.line], ""
+        if (left_out := len(lines) - MOST_LINES) > 0:
+            lines[MOST_LINES // 2 : -MOST_LINES // 2] = [f"[oz_worker: {left_out} lines left out: too many at once]"]
         for line in lines:
             if line:
                 more = f" [{len(line) - LONGEST_LINE} more characters]" if len(line) > LONGEST_LINE else ""
                 logger.info("task %s | %s%s", source.key, line[:LONGEST_LINE], more, extra=EVERY)
-
-
-def _size(file: Path) -> int:
-    try:
-        return file.stat().st_size
-    except OSError:
-        return 0

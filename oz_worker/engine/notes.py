@@ -32,15 +32,21 @@ _LONGEST = 600
 class Notes:
     """The notes of one worker. `rejected` may be called from any thread, `look` by upkeep's alone; neither blocks.
 
-    The lock guards `_fresh` and `_next`. *waits* says what each task waits for, *obstacle* why no task would be taken.
+    The lock guards `_fresh` and `_next`. *waits* says what each task waits for, *obstacle* why no task would be taken;
+    *hide* takes secrets out of what engines and clusters say.
     """
 
     def __init__(
-        self, store: Store, waits: Callable[[], Iterable[tuple[TaskRow, str]]], obstacle: Callable[[], str]
+        self,
+        store: Store,
+        waits: Callable[[], Iterable[tuple[TaskRow, str]]],
+        obstacle: Callable[[], str],
+        hide: Callable[[str], str] = str,
     ) -> None:
         self._store = store
         self._waits = waits
         self._obstacle = obstacle
+        self._hide = hide
         self._lock = threading.Lock()
         self._fresh: deque[dict[str, Any]] = deque(maxlen=KEPT)
         self._next = 0.0  # monotonic: not written again before then
@@ -51,7 +57,7 @@ class Notes:
         now = time.monotonic()
         ids = {name: rows.storable(text)[:_LONGEST] for name, text in key._asdict().items()}
         with self._lock:
-            self._fresh.append({**ids, "reason": refusal.wire, "why": why[:_LONGEST], "at": time.time()})
+            self._fresh.append({**ids, "reason": refusal.wire, "why": self._hide(why)[:_LONGEST], "at": time.time()})
             due = now >= self._next
         if due:
             self._write_rejections()
@@ -60,9 +66,11 @@ class Notes:
         """Write what has changed since the last look."""
         self._write_rejections()
         # With the state in which it waited: who reads this knows the present one.
-        found = sorted((row.unit, [row.state.value, text[:_LONGEST]]) for row, text in self._waits() if text)
+        found = sorted(
+            (row.unit, [row.state.value, self._hide(text)[:_LONGEST]]) for row, text in self._waits() if text
+        )
         self._put(WAITS, {"units": dict(found[:_MOST_WAITS])})
-        self._put(INTAKE, {"why": self._obstacle()[:_LONGEST]})
+        self._put(INTAKE, {"why": self._hide(self._obstacle())[:_LONGEST]})
 
     def _put(self, name: str, fact: Mapping[str, Any]) -> None:
         if self._written.get(name) == fact or self._store.trouble:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import os
 import time
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from oz_worker.backends.base import Backend, Unit
-from oz_worker.backends.output import keep_end, notice_of
+from oz_worker.backends.output import HEADING, LONGEST_NOTICE, keep_end, notice_of, split_from_end_notice
 from oz_worker.known import Known
 from oz_worker.model import ExitFacts
 from oz_worker.redact import RedactedStream, Redactor
@@ -50,7 +49,7 @@ class Output:
         self._known.learn_of(unit.name, ())
 
     def without_secrets(self, unit: Unit, facts: ExitFacts) -> ExitFacts:
-        """*facts* whose sentences, which quote programs, can be shown."""
+        """*facts* whose sentences, which quote programs, engines and policies, can be shown; ids stay."""
         if not facts.detail and not facts.remains:
             return facts
         redact = self._known.redactor(value for value in unit.secrets or () if value not in unit.key)
@@ -61,18 +60,17 @@ class Output:
         if unit.secrets is None:
             return ""
         wanted = TAIL_BYTES * 4
-        raw = backend.tail(unit, wanted)
-        stream = RedactedStream(self._known.redactor(unit.secrets), torn=len(raw) >= wanted)
-        text = (stream.feed(raw) + stream.flush()).decode("utf-8", "replace").replace("\0", "").strip()
+        raw, redactor = backend.tail(unit, wanted), self._known.redactor(unit.secrets)
+        first, *others = HEADING.split(raw)
+        masked = _masked_end(first, redactor, between_lines=len(raw) < wanted)
+        masked += b"".join(_masked_end(part, redactor, between_lines=True) for part in others)
+        text = masked.decode("utf-8", "replace").replace("\0", "").strip()
         lines = "\n".join(text.splitlines()[-TAIL_LINES:])
         return lines.encode()[-TAIL_BYTES:].decode("utf-8", "ignore")
 
-    def shown(self, unit: Unit, facts: ExitFacts) -> ExitFacts:
-        """*facts* without the secrets that an engine, a cluster or its policies may repeat in their words."""
-        if not facts.detail and not facts.remains:
-            return facts
-        redact = self._known.redactor(unit.secrets or ())
-        return dataclasses.replace(facts, detail=redact(facts.detail), remains=redact(facts.remains))
+    def hide(self, text: str) -> str:
+        """*text* without any secret that is known now."""
+        return self._known.everywhere(text)
 
     def copies(self, unit: Unit) -> bool:
         """Whether `keep_copy` would keep one."""
@@ -112,6 +110,12 @@ def copy_name(row: TaskRow) -> str:
     return f"{safe}-{row.unit[:8]}.log"
 
 
+def _masked_end(raw: bytes, redactor: Redactor, *, between_lines: bool) -> bytes:
+    """The end of one output, cut off in front, perhaps between the lines of a secret that is wrapped over several."""
+    stream = RedactedStream(redactor, torn=True, between_lines=between_lines)
+    return stream.feed(raw) + stream.flush()
+
+
 def _holds_something(path: Path) -> bool:
     try:
         return path.stat().st_size > 0
@@ -141,7 +145,12 @@ def _copy_redacted(source: BinaryIO, target: BinaryIO, redactor: Redactor) -> No
     notice = notice_of(source.read(CHUNK))
     source.seek(len(notice))
     target.write(notice)
-    stream = RedactedStream(redactor, torn=bool(notice))
+    # An engine may have cut it too, without a word, but not in a line.
+    stream = RedactedStream(redactor, torn=True, between_lines=not notice)
+    last = b""
     while chunk := source.read(CHUNK):
-        target.write(stream.feed(chunk))
-    target.write(stream.flush())
+        whole = last + chunk
+        target.write(stream.feed(whole[:-LONGEST_NOTICE]))
+        last = whole[-LONGEST_NOTICE:]
+    before, end = split_from_end_notice(last)
+    target.write(stream.feed(before) + stream.flush(torn=bool(end)) + end)

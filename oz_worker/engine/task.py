@@ -205,7 +205,6 @@ class Task:
             return
         if facts.dispatched:  # another cause was committed first; `stop`, which cancels by itself, was not called
             self._say_trouble("cancel_command", self.instance.backend.cancel_dispatched(self.unit))
-        facts = self._around.output.shown(self.unit, facts)
         well = facts.code == 0 and facts.reason is None and self.unit.cause is None  # then nobody reads the tail
         tail = "" if well else self._guarded(lambda: self._around.output.tail(self.instance.backend, self.unit))
         report_of: list[OutboxRow] = []

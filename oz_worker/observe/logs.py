@@ -17,12 +17,11 @@ import time
 import traceback
 from datetime import datetime
 from types import TracebackType
-from typing import NamedTuple
 
 from oz_worker import about, threads, vitals
 from oz_worker.model import Key
 from oz_worker.observe.log_file import LogFile
-from oz_worker.observe.repeats import Repeats
+from oz_worker.observe.repeats import Line, Repeats
 from oz_worker.redact import Redactor
 
 logger = logging.getLogger(__name__)
@@ -49,19 +48,6 @@ def lines_of(text: str) -> str:
 
 def _escape(match: re.Match[str]) -> str:
     return match[0].encode("ascii", "backslashreplace").decode() if match[0] > "\x7f" else f"\\x{ord(match[0]):02x}"
-
-
-class _Line(NamedTuple):
-    """One record as it will be written, but for the date, its ids as fields and its shape."""
-
-    created: float
-    level: str
-    logger: str
-    thread: str
-    message: str
-    trace: str
-    task: Key | None
-    connection: str
 
 
 class Logs(logging.Handler):
@@ -123,10 +109,13 @@ class Logs(logging.Handler):
         self._file.reopen()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Format here, because arguments may change; write elsewhere."""
+        """Format and mask here, because arguments may change and secrets be forgotten; write elsewhere."""
+        if self._waiting >= MOST_LINES:  # so that a flood costs little
+            self._drop()
+            return
         try:
-            line = _line(record)
-            if self._repeats.held(record, str(line.task or "")):
+            line = self._line(record)
+            if self._repeats.held(record, line):
                 return
             text = self._shaped(line)
         except Exception:  # a bad format string must not hurt who logs
@@ -179,46 +168,63 @@ class Logs(logging.Handler):
         self._write(text)
 
     def _sum_up(self, *, now: bool = False) -> None:
-        for count, record in self._repeats.summaries(now=now):
-            line = _line(record)
+        for count, line in self._repeats.summaries(now=now):
             words = f"{count} more lines of this kind within a minute, the last: {line.message}"
             self._write(self._shaped(line._replace(message=words, trace="")))
 
     def _write(self, text: str) -> None:
         if not self._file.write(text):
-            with self._counts:
-                self._dropped += 1
-                self.dropped_total += 1
+            self._drop()
         elif self._file.trouble and not self._dropped:  # it goes on into the old file
             trouble, self._file.trouble = self._file.trouble, ""
             self._file.write(self._own("ERROR", trouble))
 
-    def _own(self, level: str, message: str) -> str:
-        return self._shaped(_Line(time.time(), level, logger.name, "log", message, "", None, ""))
+    def _drop(self) -> None:
+        with self._counts:
+            self._dropped += 1
+            self.dropped_total += 1
 
-    def _shaped(self, line: _Line) -> str:
+    def _own(self, level: str, message: str) -> str:
+        return self._shaped(Line(time.time(), level, logger.name, "log", message, "", None, ""))
+
+    def _line(self, record: logging.LogRecord) -> Line:
+        """Ids come from the arguments, else from the thread: what it is busy with (`oz_worker.about`)."""
+        given = record.args if isinstance(record.args, tuple) else ()
+        named = next((one for one in given if isinstance(one, Key)), None)
+        return Line(
+            record.created,
+            record.levelname,
+            record.name,
+            record.threadName or "",
+            self._redact(record.getMessage()),
+            self._redact(_trace(record)),
+            named or about.TASK.get(),
+            about.CONNECTION.get(),
+        )
+
+    def _shaped(self, line: Line) -> str:
         return (self._as_json(line) if self._json else self._as_text(line)) + "\n"
 
-    def _as_text(self, line: _Line) -> str:
+    def _as_text(self, line: Line) -> str:
         level = line.level
         if self._colour:
             level = (
                 {"WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[31m"}.get(level, "") + level + "\x1b[0m"
             )
-        message = self._redact(line.message)
+        message = line.message
         if line.task is not None and line.task.task_id not in line.message:
             message += f" (task {line.task})"
         elif line.task is None and line.connection and line.connection not in line.message:
             message += f" (connection {line.connection})" if line.logger.startswith(_OF_CONNECTIONS) else ""
-        return f"{_now(line.created)} {level} {lines_of(message + self._redact(line.trace))}"
+        return f"{_now(line.created)} {level} {lines_of(message + line.trace)}"
 
-    def _as_json(self, line: _Line) -> str:
+    def _as_json(self, line: Line) -> str:
         fields: dict[str, object] = {
             "time": _now(line.created),
             "level": line.level.lower(),
             "logger": line.logger,
             "thread": line.thread,
-            "message": self._redact(line.message),
+            "message": line.message,
         }
         if line.task is not None:
             fields["task"] = line.task.task_id
@@ -227,25 +233,9 @@ class Logs(logging.Handler):
         if line.connection:
             fields["connection"] = line.connection
         if line.trace:
-            fields["traceback"] = self._redact(line.trace.lstrip("\n"))
+            fields["traceback"] = line.trace.lstrip("\n")
         # What JSON lets stand and terminals obey, or readers take for the end of a line.
         return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(fields, ensure_ascii=False))
-
-
-def _line(record: logging.LogRecord) -> _Line:
-    """Ids come from the arguments, else from the thread: what it is busy with (`oz_worker.about`)."""
-    given = record.args if isinstance(record.args, tuple) else ()
-    named = next((one for one in given if isinstance(one, Key)), None)
-    return _Line(
-        record.created,
-        record.levelname,
-        record.name,
-        record.threadName or "",
-        record.getMessage(),
-        _trace(record),
-        named or about.TASK.get(),
-        about.CONNECTION.get(),
-    )
 
 
 def _now(at: float) -> str:

@@ -13,7 +13,7 @@ import sqlite3
 import sys
 import time
 from pathlib import Path
-from typing import Any, Callable, Sequence, TypeVar
+from typing import Any, Sequence, TypeVar
 
 from oz_worker import rows, slots
 from oz_worker.errors import ExitCode, NotUsable
@@ -51,18 +51,24 @@ def explain_command(state_dirs: Sequence[str], *, task_id: str, instance_id: str
     """Print what is known of a task: where it stands, what it waits for, why it was rejected. 3 if that is nothing."""
     attempts: list[dict[str, Any]] = []
     rejected: list[dict[str, Any]] = []
+    unread: list[str] = []
     for path in _chosen(state_dirs, instance_id):
         running = _holder(path) is not None
-        found, waiting, facts = _read(path, lambda db: (rows.tasks_of(db, task_id), rows.reports(db), _facts(db))) or (
-            [],
-            [],
-            {},
-        )
+        read = peek(path / "state.db", lambda db: (rows.tasks_of(db, task_id), rows.reports(db), _facts(db)))
+        if read is None:
+            unread += [str(path / "state.db")]
+            continue
+        found, waiting, facts = read
         rejected += explain.rejections(facts, rows.storable(task_id))
         for row in found:
             about = {"instance": path.name, "execution_id": row.key.execution_id, "attempt": row.attempt}
             about |= {"state": row.state.value, "running": running}
             attempts.append({**about, "sentences": explain.of_task(row, waiting, facts, running=running)})
+    if unread and not attempts and not rejected:
+        raise NotUsable(
+            f"what is known of task {task_id} cannot be read from {' or '.join(unread)}; ask as the worker's user, or"
+            " start the worker, which sets a damaged database aside"
+        )
     if not attempts and not rejected:
         raise NotUsable(
             f"nothing is known of task {task_id} in {' or '.join(state_dirs)}: it was not offered to a worker here (its"
@@ -107,7 +113,7 @@ def drain_command(
 def logs_command(state_dirs: Sequence[str], *, task_id: str, instance_id: str) -> int:
     """Print the redacted output of an ended task, or say where a running one writes."""
     for path in _chosen(state_dirs, instance_id):
-        for row in reversed(_read(path, lambda db: rows.tasks_of(db, task_id)) or []):
+        for row in reversed(peek(path / "state.db", lambda db: rows.tasks_of(db, task_id)) or []):
             from oz_worker.engine.output import copy_name
 
             copy = path / "logs" / copy_name(row)
@@ -170,11 +176,6 @@ def _await_end(paths: list[Path], wait: float) -> list[Path]:
     return left
 
 
-def _read(path: Path, look: Callable[[sqlite3.Connection], T]) -> T | None:
-    """What stands in the database of an instance; None when there is none or it cannot be read."""
-    return peek(path / "state.db", look)
-
-
 def _facts(db: sqlite3.Connection) -> dict[str, Any]:
     return {name: json.loads(text) for name, text in rows.facts(db).items()}
 
@@ -186,7 +187,7 @@ def account_of(path: Path, *, explained: bool = False) -> dict[str, Any]:
     if found is not None:
         account["pid"] = found.pid
         account["reachable"] = slots.reachable(found)
-    read = _read(path, lambda db: (rows.reports(db), rows.open_tasks(db), _facts(db)))
+    read = peek(path / "state.db", lambda db: (rows.reports(db), rows.open_tasks(db), _facts(db)))
     if read is None:
         account["trouble"] = "the database cannot be read"
         return account

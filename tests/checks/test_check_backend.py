@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from oz_worker.settings import (
     Settings,
 )
 from tests.checks.asked import found
+from tests.rig import until
 
 
 @pytest.fixture
@@ -159,6 +163,7 @@ def test_dispatch_commands_whose_program_is_missing_and_those_that_only_look_so(
         "exec launcher",
         "~/launcher",
         "# a comment\nlauncher",
+        "PATH=/opt/elsewhere/bin:$PATH launcher-of-elsewhere",
     )
     for command in good:
         shown = tried("command", CommandOptions(dispatch_command=command, cancel_command="true"))
@@ -174,3 +179,27 @@ def test_dispatch_commands_whose_program_is_missing_and_those_that_only_look_so(
         shown = tried("command", CommandOptions(dispatch_command=command))
         assert (shown["dispatcher"].outcome.value, said in shown["dispatcher"].said) == ("failed", True), shown
     assert not (bin_dir / "ran").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_check_that_is_told_to_stop_or_loses_its_terminal_leaves_nothing_behind(
+    bin_dir: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    program(bin_dir, "kubectl", f"echo $$ > {tmp_path}/pid; exec sleep 600")
+    words = ["--worker-id", "w", "--backend", "kubernetes", "--state-dir", str(tmp_path / "state")]
+    environ = {
+        **os.environ,
+        "PATH": f"{bin_dir}:/usr/bin:/bin",
+        "TMPDIR": str(tmp_path),
+        "WARP_API_KEY": "wk-check-key",
+    }
+    with subprocess.Popen(
+        [sys.executable, "-m", "oz_worker", "check", *words], env=environ, stdout=subprocess.DEVNULL
+    ) as check:
+        until((tmp_path / "pid").exists, "the program")
+        until((tmp_path / "pid").read_text, "its number")
+        check.send_signal(number)
+        assert check.wait(60) == 128 + number
+    assert not list(tmp_path.glob("oz-worker-check-*"))
+    child = int((tmp_path / "pid").read_text())
+    until(lambda: not Path(f"/proc/{child}").exists(), "the end of the program")

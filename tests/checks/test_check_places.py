@@ -42,6 +42,20 @@ def test_a_key_file_for_all_to_read_and_one_that_went_away(tmp_path: Path) -> No
     assert f"the key file {file} cannot be read" in shown["key"].said
 
 
+def test_a_log_file_that_a_worker_could_not_open(tmp_path: Path) -> None:
+    for file in (tmp_path / "missing" / "worker.log", tmp_path):
+        shown = found(places.probes(settings(tmp_path, log_file=str(file)), {}, "x"))
+        assert shown["log"].outcome.value == "failed"
+        assert f"log_file {file} cannot be opened" in shown["log"].said
+    file = tmp_path / "worker.log"
+    for content in (None, "a line\n"):
+        if content is not None:
+            file.write_text(content)
+        shown = found(places.probes(settings(tmp_path, log_file=str(file)), {}, "x"))
+        assert shown["log"].outcome.value == "ok"
+        assert sorted(tmp_path.iterdir()) == ([file] if content else []), "nothing is left behind"
+
+
 @pytest.fixture
 def tiny(tmp_path: Path) -> Any:
     """A disk of 1 MiB with room for few files."""

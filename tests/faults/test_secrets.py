@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.audit import secrets_in
+from tests.rawserver import Peer, RawServer
 from tests.rig import SAFETY, Rig, until
 
 WAIT = "while [ ! -e $HOME/go ]; do sleep 0.05; done"
@@ -160,6 +161,26 @@ def test_no_secret_of_the_worker_itself_is_shown_by_a_task_that_prints_it(rig: R
     assert "| <***>" in worker.log
     rig.own_files.remove("output.log")
     rig.audit()
+
+
+def test_a_server_that_repeats_the_key_tells_nobody_but_the_worker(rig: Rig) -> None:
+    """Its answer stands in `status`, in the database and behind HTTP, which the log's own masking does not reach."""
+
+    def script(peer: Peer) -> None:
+        peer.read_head()
+        repeated = peer.header("Authorization").encode()
+        text = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: %d\r\n\r\nno such key: %s"
+        peer.send(text % (len(repeated) + 13, repeated))
+
+    with RawServer(script) as server:
+        worker = rig.start("--web-socket-url", server.url, connected=False)
+        worker.wait_log("no such key")
+        until(lambda: "no such key" in rig.run_command("status", "--state-dir", str(rig.state_dir)).stdout, "the fact")
+        said = rig.run_command("status", "--state-dir", str(rig.state_dir), "--explain").stdout
+        assert "***" in said
+        assert rig.plane.key not in said
+        worker.kill()
+        rig.audit()
 
 
 def lines(worker_log: str) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from oz_worker.engine.output import Output, copy_name
 from oz_worker.known import Known, in_address, in_environment
 from oz_worker.model import Key, TaskSpec
 from oz_worker.rows import TaskRow
+from tests.scripted import Scripted, World
 
 TOKEN = "t0ken-9d8e7f6a5b4c3d2e"
 NOTICE = b"[oz_worker: output over 20000 bytes; what came before is gone]\n"
@@ -26,10 +28,10 @@ class Instance:
         self.place = place
         self.output = Output(known=Known(), longest_copy=longest, retention=3600.0, most=most)
 
-    def keep(self, name: str, raw: bytes) -> Path:
+    def keep(self, name: str, raw: bytes, secret: str = TOKEN) -> Path:
         """The copy of *raw*."""
         key = Key(name)
-        unit = Unit(name, "i", key, TaskSpec(key=key, run_id=name, argv=(), environment={}, secrets=(TOKEN,)))
+        unit = Unit(name, "i", key, TaskSpec(key=key, run_id=name, argv=(), environment={}, secrets=(secret,)))
         row = TaskRow(key, 1, name, "", "direct", "", 0, 0.0)
         file = self.place / "units" / name / "output.log"
         file.parent.mkdir(parents=True)
@@ -120,6 +122,7 @@ def test_what_the_worker_knows_of_its_own_comes_from_its_environment() -> None:
         )
     )
     assert {"wk-key", "pro@xy-pass", "pro%40xy-pass", "Bearer otel-token", "otel-token", "team-token"} <= found
+    assert "malf0rmed" in set(in_environment({"OTEL_EXPORTER_OTLP_HEADERS": "Authorization: Bearer malf0rmed"}))
     assert not [text for text in found if "proxy:3128" in text or "example" in text or "/usr" in text]
     assert {"registry-pass"} <= set(in_address("me:registry-pass@registry.example/image:tag"))
     for image in ("image:22.04-tagged", "image:22.04-tagged@sha256:" + "0a" * 32, "registry:5000/image"):
@@ -140,3 +143,35 @@ def test_another_task_s_values_are_masked_in_the_log_while_it_runs_and_never_the
     assert known.everywhere(line) == "t-000001 *** written-by-setup *** *** ***"
     known.learn_of("u2", ())
     assert known.everywhere(line) == "t-000001 task-one-value written-by-setup shared-value *** ***"
+
+
+class Ended(Scripted):
+    """Gives *raw* as the end of every output."""
+
+    def __init__(self, raw: bytes) -> None:
+        super().__init__(World())
+        self._raw = raw
+
+    def tail(self, unit: Unit, limit: int) -> bytes:
+        return self._raw[-limit:]
+
+
+def test_of_a_wrapped_secret_that_was_cut_between_its_lines_nothing_is_shown(tmp_path: Path) -> None:
+    """Engines and clusters give the last lines, so that what is left begins with a whole line."""
+    secret = "".join(f"{number:x}" for number in range(1000, 1300))
+    lines = base64.encodebytes(secret.encode()).splitlines(keepends=True)
+    key = Key("t-1")
+    unit = Unit("unit", "i", key, TaskSpec(key=key, run_id="t-1", argv=(), environment={}, secrets=(secret,)))
+    output = Output(known=Known(), longest_copy=0, retention=60.0)
+    for lost in range(1, len(lines)):
+        left = b"".join(lines[lost:]) + b"the end\n"
+        heading = b"--- container side ---\n"
+        for raw in (left, heading + left + heading + left):
+            shown = output.tail(Ended(raw), unit)
+            assert [line for line in lines[lost:-1] if line.decode()[:60] in shown] == [], shown
+            assert [shown.count(word) for word in ("the end", "--- container side ---")] in ([1, 0], [2, 2])
+        place = tmp_path / str(lost)
+        assert lines[-2].strip() not in Instance(place).keep("t-1", left, secret).read_bytes()
+        after = NOTICE.replace(b"before", b"after")
+        cut = b"the beginning\n" + b"".join(lines[:lost]) + after
+        assert Instance(place).keep("t-2", cut, secret).read_bytes() == b"the beginning\n***" + after

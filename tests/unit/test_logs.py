@@ -19,9 +19,11 @@ import pytest
 from oz_worker import about
 from oz_worker.about import EVERY
 from oz_worker.errors import NotUsable
+from oz_worker.known import Known
 from oz_worker.model import Key
 from oz_worker.observe import repeats
 from oz_worker.observe.logs import Logs
+from oz_worker.observe.repeats import Line, Repeats
 from oz_worker.redact import Redactor
 from tests.rig import until
 
@@ -147,6 +149,29 @@ def test_a_line_that_repeats_is_summed_up_and_another_task_s_never_is(tmp_path: 
     assert sum(line.startswith("WARNING refused") for line in lines) == 20
     assert lines[-1] == "WARNING 980 more lines of this kind within a minute, the last: refused for the 999. time"
     assert [sum(part in line for line in lines) for part in (" ended", "detail", "of its output")] == [1000] * 3
+
+
+def test_a_line_that_is_summed_up_after_its_task_has_no_secret_either(tmp_path: Path) -> None:
+    file, known = tmp_path / "log", Known()
+    with Logs(level="info", form="json", file=str(file), redact=known.everywhere):
+        known.learn_of("unit", ["hunter2-hunter2"])
+        for number in range(30):
+            logger.warning("refused %d: %s", number, "hunter2-hunter2")
+        known.learn_of("unit", [])
+    assert "more lines of this kind" in file.read_text()
+    assert "hunter2" not in file.read_text()
+
+
+def test_what_is_counted_of_lines_does_not_grow_with_tasks_while_nobody_sums_it_up() -> None:
+    counted = Repeats(lambda: None)
+    record = logging.makeLogRecord({"msg": "task %s", "levelno": logging.INFO})
+    for number in range(2 * repeats.MOST_KINDS):
+        line = Line(0.0, "INFO", "", "", f"line {number}", "", Key(f"t-{number}"), "")
+        assert not counted.held(record, line)
+    assert len(counted._seen) <= repeats.MOST_KINDS
+    held = [counted.held(record, line) for _ in range(100)]
+    assert sum(held) == 101 - repeats.FIRST
+    assert [count for count, _ in counted.summaries(now=True)] == [sum(held)]
 
 
 def test_after_a_minute_the_first_ones_are_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

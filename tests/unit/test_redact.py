@@ -166,6 +166,14 @@ def test_a_flood_of_a_secret_is_one_mask_and_holds_nothing_back_but_its_end() ->
     assert stream.feed(b"looding-secret\n") == b"***\n"
 
 
+def test_of_a_flood_of_one_byte_nothing_is_found_twice() -> None:
+    """Secrets that repeat a byte are found at every place of it: 16 KiB took 22 s with 500 of them."""
+    redactor = Redactor("-" * size for size in range(6, 60))
+    flood = b"-" * 100_000
+    assert len(redactor._found(flood)) <= 2 * len(flood)
+    assert redactor.masked(b"a " + flood + b" z") == b"a *** z"
+
+
 def test_overlapping_secrets_are_masked_as_one() -> None:
     assert Redactor(["abcdefgh", "efghijkl"])("--abcdefghijkl--") == f"--{MASK}--"
 
