@@ -92,6 +92,7 @@ class Kubernetes:
         self._snapshot: dict[str, Object] = {}
         self._last_words: dict[str, bytes] = {}
         self._silence = Silence("the cluster")
+        self._outage = False  # the watch's thread only
 
     # -- the worker's life ---------------------------------------------------------------------------------------
 
@@ -127,7 +128,7 @@ class Kubernetes:
             due=self._board.due,
             busy=self._board.busy,
             silent=self._silent,
-            answers=self._silence.ends,
+            answers=self._answers,
         )
         self._watch = JobWatch(cluster, self._selector(), ears, self._on_death)
         self._watch.start()
@@ -337,8 +338,15 @@ class Kubernetes:
 
     def _silent(self, seconds: float, why: str) -> None:
         self._silence.goes_on(why)
-        if seconds > _OUTAGE_SECONDS:
+        self._outage = seconds > _OUTAGE_SECONDS
+        if self._outage:
             self._board.outage()
+
+    def _answers(self) -> None:
+        if self._outage:  # once more: since the last call that went unanswered there may have been a pause
+            self._board.outage()
+        self._outage = False
+        self._silence.ends()
 
     # -- small things --------------------------------------------------------------------------------------------
 

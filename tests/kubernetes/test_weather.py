@@ -308,7 +308,7 @@ def test_a_container_of_the_template_that_never_ends_holds_nothing_up(site: Kube
 
 def test_an_outage_is_not_time_that_a_pod_had_to_start(site: KubernetesSite) -> None:
     """While the API is away no scheduler, no kubelet and no controller can do anything for it."""
-    backend = site.open(api_timeout=2.0, unschedulable_timeout=5.0)
+    backend = site.open(api_timeout=2.0, unschedulable_timeout=15.0)
     is_seen_by_two_watches(site)
     hold = site.cluster.faults.hold_pods()
     unit = site.unit("exit 6")
@@ -317,7 +317,7 @@ def test_an_outage_is_not_time_that_a_pod_had_to_start(site: KubernetesSite) -> 
     eventually(lambda: site.pods(unit) and site.pods(unit)[0]["status"].get("conditions"))
     with site.cluster.faults.down():
         eventually(backend.unavailable)
-        time.sleep(12)
+        time.sleep(17)
     eventually(lambda: not backend.unavailable())
     time.sleep(1)
     hold.end()
