@@ -17,10 +17,13 @@ def main(argv: Sequence[str]) -> int:
     """Run one command and return its exit code. What a user or a server can cause ends in sentences on stderr."""
     _open_closed_streams()
     try:
-        return _dispatch(argv)
-    except OzWorkerError as error:
-        _say(str(error).splitlines())
-        return int(error.exit_code)
+        try:
+            code = _dispatch(argv)
+        except OzWorkerError as error:
+            _say(str(error).splitlines())
+            code = int(error.exit_code)
+        sys.stdout.flush()  # what nobody takes must be noticed here, where it is handled
+        return code
     except KeyboardInterrupt:
         return 130
     except OSError as error:
@@ -63,7 +66,7 @@ def _dispatch(argv: Sequence[str]) -> int:
 def _version() -> int:
     from oz_worker import __version__
 
-    _print(f"oz-worker {__version__}\n")
+    sys.stdout.write(f"oz-worker {__version__}\n")
     return 0
 
 
@@ -96,7 +99,7 @@ def _check(arguments: argparse.Namespace) -> int:
     if arguments.print_config:
         from oz_worker.config.show import show
 
-        _print(show(loaded))
+        sys.stdout.write(show(loaded))
     else:
         from oz_worker.check import check_command
 
@@ -154,8 +157,3 @@ def _dev(arguments: argparse.Namespace) -> int:
 def _say(lines: Iterable[str]) -> None:
     for line in lines:
         sys.stderr.write(f"oz_worker: {line}\n")
-
-
-def _print(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()  # a closed pipe must be noticed here, where it is handled

@@ -44,6 +44,7 @@ def asked(directory: Path, *flags: str, out: int = subprocess.PIPE, **environ: s
     """`status` in a process of its own."""
     words = [sys.executable, "-m", "oz_worker", "status", "--state-dir", str(directory), *flags]
     environment = {**os.environ, **environ}
+    environment.pop("PYTHONUNBUFFERED", None)  # as everywhere else: what cannot be written is noticed at the end
     done = subprocess.run(
         words, stdout=out, stderr=subprocess.PIPE, text=True, env=environment, timeout=SECONDS, check=False
     )
