@@ -67,6 +67,7 @@ class Place:
     def environment(self) -> dict[str, str]:
         """The worker's."""
         return {
+            "OTEL_METRICS_EXPORTER": "none",  # else it depends on which extras are installed
             "PATH": os.environ["PATH"],
             "HOME": str(self.directory),
             "PYTHONPATH": str(ROOT),
