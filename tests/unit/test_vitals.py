@@ -86,14 +86,15 @@ def test_who_is_busy_with_very_many_files_gives_signs_of_life_at_each(
 ) -> None:
     """On a slow disk a million files of one directory take hours, and a thousand units at the start take minutes."""
     seen: list[float] = []
-    unlink, units = os.unlink, tmp_path / "units"
+    unlink, read, units = os.unlink, UnitDirectory.facts, tmp_path / "units"
 
     def slow(*arguments: Any, **options: Any) -> None:
         seen.append(sign_of("upkeep").at)
         unlink(*arguments, **options)
 
-    def facts(_directory: UnitDirectory) -> None:
+    def facts(directory: UnitDirectory) -> dict[str, Any] | None:
         seen.append(sign_of("upkeep").at)
+        return read(directory)
 
     for number in range(50):
         (units / str(number)).mkdir(parents=True)
