@@ -225,7 +225,7 @@ def _guarded(callback: Callable[[], None]) -> None:
     """One callback's mistake must not end the watch over all the others."""
     try:
         callback()
-    except Exception:
+    except Exception:  # foreign code on a thread that everybody needs
         logger.exception("a callback of the watcher failed")
 
 

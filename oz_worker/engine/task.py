@@ -192,7 +192,7 @@ class Task:
             self.unit.order_stop(Cause.SHUTDOWN, self._around.stop_grace)
             remains = self.instance.backend.stop(self.unit).remains
             self._stopped = True
-        except Exception:
+        except Exception:  # the backend again, which has just failed: the report must not be lost with it
             logger.exception("task %s: stopping after an internal error", self.key)
             remains = f"unit {self.row.unit}"
         return ExitFacts(reason=Reason.UNKNOWN, detail=detail, remains=remains)

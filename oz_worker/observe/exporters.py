@@ -15,10 +15,10 @@
 from __future__ import annotations
 
 import logging
-import time
 from typing import Callable, Mapping, NamedTuple, Protocol, Sequence
 
 from oz_worker.meters import Meters
+from oz_worker.timing import Deadline
 
 logger = logging.getLogger(__name__)
 
@@ -66,9 +66,9 @@ class Exporters:
 
     def stop(self, seconds: float) -> None:
         """Stop them all, within *seconds* together."""
-        deadline = time.monotonic() + seconds
+        deadline = Deadline(seconds)
         for exporter in self._exporters:
-            exporter.stop(max(0.0, deadline - time.monotonic()))
+            exporter.stop(deadline.left())
 
 
 def make(source: Source, warnings: Sequence[str] = ()) -> Exporters:
