@@ -23,7 +23,10 @@ from oz_worker.timing import Deadline, format_duration
 logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.5
-_AT_ONCE = 1e-9
+_LAST_SECONDS = 5.0
+"""How long each answer may take that is asked for when the time is up: the last ones decide."""
+_AT_ONCE = -1.0
+"""A limit that has passed also for what is seen for the first time."""
 _RBAC = "deploy/kubernetes/rbac.yaml has the Role that is needed"
 
 
@@ -123,9 +126,9 @@ class Preflight:
                     raise
                 time.sleep(_LOOK_SECONDS)
                 continue
-            seen = job_facts.Seen(job, pods, events, waits)
-            # At the end of the time whatever it waits for has lasted too long.
-            verdict = job_facts.judge(seen, limits.within(_AT_ONCE) if last else limits, time.monotonic())
+            if last:  # whatever it waits for has lasted too long; what the cluster last said of it is not yet here
+                limits, events = limits.within(_AT_ONCE), self._events(job, *pods)
+            verdict = job_facts.judge(job_facts.Seen(job, pods, events, waits), limits, time.monotonic())
             if verdict.facts is not None or last:
                 return verdict.facts
             waits = verdict.waits
@@ -135,7 +138,7 @@ class Preflight:
 
     def _look(self, name: str, deadline: Deadline) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """The Job and its pods. Raises ClusterError."""
-        patience = max(1.0, min(self._cluster.timeout, deadline.left()))
+        patience = min(self._cluster.timeout, max(_LAST_SECONDS, deadline.left()))
         job = self._cluster.get("jobs", name, timeout=patience)
         if job is None:
             raise NotFound(f"the Job {name} is gone")

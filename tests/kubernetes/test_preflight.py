@@ -136,6 +136,14 @@ def test_what_would_stop_every_task_stops_the_start(
     assert words in not_usable(site, preflight_timeout=5.0, **options)
 
 
+@pytest.mark.parametrize("fault", ["image", "a root container", "a service account"])
+def test_a_cluster_that_answers_slowly_is_heard_to_the_end(site: KubernetesSite, fault: str) -> None:
+    begin, options, words = FAULTS[fault]
+    begin(site)
+    with site.cluster.faults.slow(3.0, "get", "jobs"):  # two looks fit in, the second one is the last
+        assert words in not_usable(site, preflight_timeout=5.0, **options)
+
+
 def test_in_a_namespace_full_of_events_the_words_of_the_cluster_are_found(site: KubernetesSite) -> None:
     about = {"kind": "Pod", "namespace": "default", "name": "other", "uid": "other"}
     for number in range(600):
