@@ -51,8 +51,7 @@ class SdkMetrics:
 
     def close(self) -> None:
         """Export once more, and end; at once when nobody takes it."""
-        if self._outage.away:
-            self._exporter.shutdown()
+        self._outage.leave(self._exporter.shutdown)
         self._provider.shutdown(CLOSE_MILLISECONDS)
 
     def silence(self) -> None:

@@ -49,8 +49,8 @@ class SdkTraces:
     def close(self) -> None:
         """Deliver what is left, but nothing to where nobody takes it."""
         for exporter, outage in self._exporters:
-            if outage is not None and outage.away:
-                exporter.shutdown()
+            if outage is not None:
+                outage.leave(exporter.shutdown)
         self._provider.shutdown()
 
     def silence(self) -> None:

@@ -13,6 +13,7 @@ import ssl
 from typing import Callable, Mapping, NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
+from oz_worker import proxy
 from oz_worker.redact import Secret, without_credentials
 
 GENERAL = "OTEL_EXPORTER_OTLP_"
@@ -91,6 +92,20 @@ def read(signal: str, environ: Mapping[str, str]) -> Target:
         _certificates(variables) if secure else Certificates(),
         tuple(warnings),
     )
+
+
+def proxy_for(target: Target, environ: Mapping[str, str]) -> str:
+    """The URL of the proxy for *target* by the worker's one rule, "" for none. Raises Unusable."""
+    place = urlsplit("//" + target.endpoint.rpartition("://")[2])
+    port = place.port or (443 if target.secure else 80)
+    try:
+        chosen = proxy.choose(target.secure, place.hostname or "", port, environ)
+    except ValueError as error:
+        raise Unusable(str(error)) from None
+    if chosen is None:
+        return ""
+    address = environ[chosen.variable].strip()
+    return address if "://" in address else f"http://{address}"
 
 
 def _http(variables: _Variables) -> tuple[str, bool, str]:

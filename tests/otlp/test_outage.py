@@ -117,6 +117,31 @@ def test_a_stop_does_not_wait_for_a_collector(rig: Rig, receiver: Receiver) -> N
     rig.audit()
 
 
+@pytest.mark.parametrize("retrying", [False, True])
+def test_the_last_export_to_a_collector_that_refuses_is_the_last_attempt(
+    rig: Rig, receiver: Receiver, retrying: bool
+) -> None:
+    """With a minute for retries: it ends before the two seconds are over, or the lines would be missing.
+
+    Before the first export, with nobody there; and in the pause between two attempts of an export.
+    """
+    rig.env |= receiver.environ("metrics traces")
+    rig.env |= {"OTEL_EXPORTER_OTLP_TIMEOUT": "60000", "OTEL_BSP_SCHEDULE_DELAY": "3600000"}
+    rig.env["OTEL_METRIC_EXPORT_INTERVAL"] = "100" if retrying else "3600000"
+    receiver.behaviour = "503"
+    if not retrying:
+        receiver.close()
+    worker = rig.start("--log-level", "debug")
+    rig.plane.wait_acknowledged(rig.submit("exit 0"))
+    if retrying:
+        worker.wait_log("OpenTelemetry: Transient")
+    assert worker.stop() == 0
+    for signal_ in ("metrics", "traces"):
+        assert len(lines(worker, f"{signal_} cannot be delivered")) == 1, worker.log
+        assert "The worker leaves without" in lines(worker, f"{signal_} cannot be delivered")[0]
+    rig.audit()
+
+
 def test_the_last_words_are_delivered(rig: Rig, receiver: Receiver) -> None:
     """Without waiting for the next interval; metrics also when nobody has chosen an exporter."""
     rig.env |= receiver.environ("traces")
@@ -147,7 +172,7 @@ def test_a_key_in_the_address_is_not_said_when_a_proxy_refuses() -> None:
         with contextlib.closing(session), pytest.raises(OSError, match="t0ken"):  # or this would prove nothing
             session.post("https://collector.invalid/v1/metrics?key=t0ken", timeout=10)
         proxy.join()
-    said = plain(SPOKEN.why())
+    said = plain(SPOKEN.end().why)
     assert "403 Forbidden" in said
     assert "t0ken" not in said
 
