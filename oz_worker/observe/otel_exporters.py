@@ -11,12 +11,11 @@ from typing import Any, Iterator, Mapping
 from opentelemetry.sdk.resources import Resource
 
 from oz_worker.observe import otlp_target
+from oz_worker.observe.exporters import Source
 from oz_worker.observe.otlp_target import GRPC, Target, Unusable
 from oz_worker.observe.outage import SPOKEN, Outage
 from oz_worker.redact import Secret
 from oz_worker.trust import Trust
-
-logger = logging.getLogger(__name__)
 
 COMPONENTS = {"metrics": ("metric_exporter", "OTLPMetricExporter"), "traces": ("trace_exporter", "OTLPSpanExporter")}
 """Module and class of a signal, the same below both protocols' packages."""
@@ -35,12 +34,13 @@ def resource_of(attributes: Mapping[str, str], instance: str) -> Resource:
     return Resource({**found, "service.instance.id": instance, **attributes})
 
 
-def otlp(signal: str, environ: Mapping[str, str], ca_file: str) -> tuple[Any, Outage]:
+def otlp(signal: str, source: Source) -> tuple[Any, Outage]:
     """An exporter of *signal*, whose failures are said once for each outage. Raises Unusable."""
+    environ = source.environ
     target = otlp_target.read(signal, environ)
     for warning in target.warnings:
-        logger.warning("%s", warning)
-    authority = (target.certificates.authority or _authority(environ, ca_file)) if target.secure else ""
+        source.warn(warning)
+    authority = (target.certificates.authority or _authority(environ, source.ca_file)) if target.secure else ""
     exporter = _grpc(target, authority, environ) if target.protocol == GRPC else _http(target, authority, environ)
     outage = Outage(signal, target.shown, target.timeout)
     # On the object: its caller finds it there, and it is the same for all four classes.

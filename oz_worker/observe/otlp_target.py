@@ -14,12 +14,14 @@ from typing import Callable, Mapping, NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 from oz_worker import proxy
+from oz_worker.observe.otel_settings import whole
 from oz_worker.redact import Secret, without_credentials
 
 GENERAL = "OTEL_EXPORTER_OTLP_"
 GRPC, HTTP = "grpc", "http/protobuf"
 TIMEOUT_SECONDS = 10.0
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a header's name by RFC 9110
+_OPEN = re.compile(r"(\w+://[\w.-]*(:[0-9]*)?|[\w.-]+:[0-9]+)/?")  # an address in which no secret can hide
 _PRINTABLE = re.compile(r"[\x20-\x7e]*")  # what a header's value can carry in both protocols
 
 
@@ -76,11 +78,11 @@ def read(signal: str, environ: Mapping[str, str]) -> Target:
     protocol = protocol.lower() or HTTP
     if protocol not in (GRPC, HTTP):
         raise Unusable(f"{name} is {protocol!r}, which this worker does not speak; use {HTTP} or {GRPC}")
-    endpoint, secure, authorization = _grpc(variables) if protocol == GRPC else _http(variables)
+    warnings: list[str] = []
+    endpoint, secure, authorization = _grpc(variables, warnings) if protocol == GRPC else _http(variables)
     headers = _headers(variables)
     if authorization and "authorization" not in dict(headers):
         headers += (("authorization", Secret(authorization)),)
-    warnings: list[str] = []
     return Target(
         signal,
         protocol,
@@ -108,6 +110,13 @@ def proxy_for(target: Target, environ: Mapping[str, str]) -> str:
     return address if "://" in address else f"http://{address}"
 
 
+def _insecure(variables: _Variables, warnings: list[str]) -> bool:
+    name, text = variables.get("INSECURE")
+    if text.lower() not in ("", "true", "false"):
+        warnings.append(f"{name} is {text!r}; set it to true or false. false is used")
+    return text.lower() == "true"
+
+
 def _http(variables: _Variables) -> tuple[str, bool, str]:
     name, value = variables.get("ENDPOINT")
     parts, place = _split(name, value or "http://localhost:4318", "http://collector.example:4318")
@@ -117,7 +126,7 @@ def _http(variables: _Variables) -> tuple[str, bool, str]:
     return urlunsplit((parts.scheme, place, path, parts.query, "")), parts.scheme == "https", _basic(parts)
 
 
-def _grpc(variables: _Variables) -> tuple[str, bool, str]:
+def _grpc(variables: _Variables, warnings: list[str]) -> tuple[str, bool, str]:
     """A scheme says whether it is TLS; without one, OTEL_EXPORTER_OTLP_INSECURE does."""
     name, value = variables.get("ENDPOINT")
     value = value or "http://localhost:4317"
@@ -125,12 +134,13 @@ def _grpc(variables: _Variables) -> tuple[str, bool, str]:
         parts, place = _split(name, value, "http://collector.example:4317")
         return place, parts.scheme == "https", _basic(parts)
     _, place = _split(name, f"https://{value}", "collector.example:4317")
-    return place, variables.get("INSECURE")[1].lower() != "true", ""
+    return place, not _insecure(variables, warnings), ""
 
 
 def _split(name: str, value: str, example: str) -> tuple[SplitResult, str]:
     """The parts of a URL, and its host:port."""
-    wrong = Unusable(f"{name} is not a collector's address; write it like {example}")
+    shown = f"is {value!r}, which " if _OPEN.fullmatch(value) else ""
+    wrong = Unusable(f"{name} {shown}is not a collector's address; write it like {example}")
     try:
         parts = urlsplit(value)
         port = parts.port
@@ -170,9 +180,9 @@ def _timeout(variables: _Variables, warnings: list[str]) -> float:
     name, text = variables.get("TIMEOUT")
     if not text:
         return TIMEOUT_SECONDS
-    if text.isdecimal() and int(text):
-        return int(text) / 1000
-    warnings.append(f"{name} is no number of milliseconds; {TIMEOUT_SECONDS:.0f} s is used, write 10000 for that")
+    if (milliseconds := whole(text)) is not None:
+        return milliseconds / 1000
+    warnings.append(f"{name} is {text!r}; set it to a whole number of milliseconds from 1 on. 10000 is used")
     return TIMEOUT_SECONDS
 
 
@@ -181,7 +191,7 @@ def _compression(variables: _Variables, protocol: str, warnings: list[str]) -> s
     known = ("gzip",) if protocol == GRPC else ("gzip", "deflate")
     if text.lower() in ("", "none", *known):
         return text.lower().removeprefix("none")
-    warnings.append(f"{name} is {text!r}, which {protocol} does not have; use {', '.join(known)} or none. None is used")
+    warnings.append(f"{name} is {text!r}, which {protocol} does not have; set it to {' or '.join(known)}. none is used")
     return ""
 
 

@@ -213,7 +213,7 @@ def test_what_waits_for_the_sdk_is_bounded(
         ready.wait(60)
         return slow
 
-    thread: OtelThread[int] = OtelThread("otel-test", build)
+    thread: OtelThread[int] = OtelThread("otel-test", build, list[str]().append)
     thread.start()
     for number in range(250):
         thread.post(number)
