@@ -26,11 +26,12 @@ _PLAIN = (
     (re.compile(r"Remote end closed connection"), "it closed the connection without an answer"),
     (re.compile(r"\[Errno -?\d+\] ([^'\")\]]+)|Error\(\d+, '([^']+)"), ""),
     (re.compile(r"(certificate verify failed(?:: [^(']+)?)"), ""),
-    (re.compile(r"error details: (.+)"), ""),
+    (re.compile(r"[Ee]rror details: (.+)"), ""),
 )
 """What there is to understand in a library's message, the plainest first: in our words, else in what it found."""
 _PATH = re.compile(r" with url: \S+")
 _CURES = (
+    ("Hostname|not valid for", "correct OTEL_EXPORTER_OTLP_ENDPOINT to a name that its certificate is for"),
     ("certificate verify failed|CERTIFICATE_VERIFY_FAILED", "set OTEL_EXPORTER_OTLP_CERTIFICATE to its authority"),
     (r"^40[13]\b|UNAUTHENTICATED|PERMISSION_DENIED", "correct OTEL_EXPORTER_OTLP_HEADERS"),
     (r"^40[45]\b|UNIMPLEMENTED", "correct OTEL_EXPORTER_OTLP_ENDPOINT or _PROTOCOL, or give the collector a pipeline"),

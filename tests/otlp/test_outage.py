@@ -88,6 +88,32 @@ def test_a_certificate_that_is_not_trusted_is_an_outage_with_its_cure(
     rig.audit()
 
 
+def test_what_is_refused_in_part_is_told_once(rig: Rig, receiver: Receiver) -> None:
+    rig.env |= receiver.environ()
+    receiver.behaviour = "partly"
+    worker = rig.start()
+    wait_lines(worker, "which does not take all of them (3 refused: over quota)", 1)
+    wait_asked(receiver, receiver.asked + 2)
+    receiver.behaviour = "ok"
+    wait_lines(worker, "takes all metrics again", 1)
+    assert worker.stop() == 0
+    assert len(lines(worker, "WARNING")) == 1
+    rig.audit()
+
+
+def test_a_collector_that_asks_for_a_pause_gets_it(rig: Rig, http_receiver: Receiver) -> None:
+    """Over the intervals, where the SDK would ask again at the next one."""
+    rig.env |= http_receiver.environ() | {"OTEL_EXPORTER_OTLP_TIMEOUT": "1000"}
+    http_receiver.behaviour, http_receiver.retry_after = "429", "3600"
+    worker = rig.start("--log-level", "debug")
+    wait_lines(worker, AWAY, 1)
+    assert "429 Too Many Requests" in lines(worker, AWAY)[0]
+    until(lambda: len(lines(worker, "the collector asked for a pause")) > 2, "exports that are not sent")
+    assert worker.stop() == 0
+    assert http_receiver.asked == 1
+    rig.audit()
+
+
 @pytest.mark.parametrize("behaviour", ["drip head", "drip body"])
 def test_an_answer_that_comes_byte_by_byte_is_an_outage(rig: Rig, http_receiver: Receiver, behaviour: str) -> None:
     """The libraries' time limits begin anew with each byte: for them it would be well for ever."""
