@@ -10,7 +10,7 @@ from typing import Any, Iterator, Mapping
 
 from opentelemetry.sdk.resources import Resource
 
-from oz_worker.observe import otlp_target
+from oz_worker.observe import otel_settings, otlp_target
 from oz_worker.observe.exporters import Source
 from oz_worker.observe.otlp_target import GRPC, Target, Unusable
 from oz_worker.observe.outage import SPOKEN, Outage
@@ -40,6 +40,7 @@ def otlp(signal: str, source: Source) -> tuple[Any, Outage]:
     target = otlp_target.read(signal, environ)
     for warning in target.warnings:
         source.warn(warning)
+    target = target._replace(timeout=min(target.timeout, otel_settings.export_limit(signal, environ)))
     authority = (target.certificates.authority or _authority(environ, source.ca_file)) if target.secure else ""
     exporter = _grpc(target, authority, environ) if target.protocol == GRPC else _http(target, authority, environ)
     outage = Outage(signal, target.shown, target.timeout)

@@ -16,6 +16,10 @@ MOST = int(threading.TIMEOUT_MAX)
 """Of every number: as milliseconds it is still a time that can be waited for."""
 
 
+EXPORT_TIMEOUTS = {"metrics": "OTEL_METRIC_EXPORT_TIMEOUT", "traces": "OTEL_BSP_EXPORT_TIMEOUT"}
+"""By signal; the SDK reads them and passes them to nobody who keeps to them."""
+
+
 class Settled(NamedTuple):
     """What to read in the place of what is set, and sentences about it by whom they concern.
 
@@ -38,6 +42,12 @@ def whole(text: str, least: int = 1) -> int | None:
     if not (text.isascii() and text.isdigit() and len(text) <= 12):
         return None
     return int(text) if least <= int(text) <= MOST else None
+
+
+def export_limit(signal: str, environ: Mapping[str, str]) -> float:
+    """Seconds for one export, whatever the exporter's own time limit is, from an environment that is corrected."""
+    name = EXPORT_TIMEOUTS[signal]
+    return int(environ.get(name) or _RULES[name].default) / 1000
 
 
 def _number(concerns: str, default: str, least: int = 1, unit: str = "") -> _Rule:
@@ -69,14 +79,14 @@ _GENERAL = {"COUNT": "OTEL_ATTRIBUTE_COUNT_LIMIT", "LENGTH": "OTEL_ATTRIBUTE_VAL
 _SAMPLER, _SHARE = "OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG"
 _RULES = {
     INTERVAL: _number("interval", "60000", unit=_TIME),
-    "OTEL_METRIC_EXPORT_TIMEOUT": _number("metrics", "30000", unit=_TIME),
+    EXPORT_TIMEOUTS["metrics"]: _number("metrics", "30000", unit=_TIME),
     "OTEL_METRICS_EXEMPLAR_FILTER": _word("metrics", "trace_based", "always_on", "always_off"),
     "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE": _word("metrics", "cumulative", "delta", "lowmemory"),
     "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION": _word(
         "metrics", "explicit_bucket_histogram", "base2_exponential_bucket_histogram"
     ),
     "OTEL_BSP_SCHEDULE_DELAY": _number("traces", "5000", unit=_TIME),
-    "OTEL_BSP_EXPORT_TIMEOUT": _number("traces", "30000", unit=_TIME),
+    EXPORT_TIMEOUTS["traces"]: _number("traces", "30000", unit=_TIME),
     QUEUE: _number("traces", "2048"),
     BATCH: _number("traces", "512"),
     _SAMPLER: _word(

@@ -11,23 +11,26 @@ from typing import Any, Callable, Iterator, Mapping
 import pytest
 
 from oz_worker import instruments, measuring
+from oz_worker.measuring import Observers
 from oz_worker.meters import Meters
 from oz_worker.observe.otel_settings import BATCH
 from oz_worker.redact import Secret
 from oz_worker.settings import Settings
 from tests.conftest import Certificates
 from tests.otlp.receiver import GrpcReceiver, HttpReceiver, Receiver, secured
+from tests.rig import until
 
 HOURS = "3600000"
 SPANS = 5
 Export = Callable[..., None]
+Begin = Callable[..., Observers]
 
 
 @pytest.fixture
-def export(monkeypatch: pytest.MonkeyPatch) -> Export:
-    """Exports the registry with one observation, and five spans, under the variables that it is given."""
+def begin(monkeypatch: pytest.MonkeyPatch) -> Begin:
+    """Starts to measure under the variables that it is given: one observation, and as many spans as are wanted."""
 
-    def export(receiver: Receiver, *, plain: Mapping[str, str] = {}, **variables: str) -> None:
+    def begin(receiver: Receiver, *, spans: int = SPANS, plain: Mapping[str, str] = {}, **variables: str) -> Observers:
         environ = receiver.environ("metrics traces") | dict(plain)
         environ |= {"OTEL_METRIC_EXPORT_INTERVAL": HOURS, "OTEL_BSP_SCHEDULE_DELAY": HOURS}
         environ |= {f"OTEL_{name}": text for name, text in variables.items()}
@@ -41,17 +44,32 @@ def export(monkeypatch: pytest.MonkeyPatch) -> Export:
         assert observers.traces is not None
         observers.traces.start()
         meters.observe("oz_worker_task_duration_seconds", 2.5, result="succeeded")
-        for number in range(SPANS):
+        for number in range(spans):
             span = observers.tracer.begin(f"task-{number}", f"execution-{number}")
             span.event("task.claimed")
             span.event("task.failed", phase="backend", reason="agent_invocation")
             span.end()
-        # Not `stop`: its two seconds are a promise to operators, and no limit for a slow machine.
-        observers.traces.finish()
-        observers.exporters.stop(60)
-        observers.traces.join(60)
+        return observers
+
+    return begin
+
+
+@pytest.fixture
+def export(begin: Begin) -> Export:
+    """The same, and all of it delivered."""
+
+    def export(*arguments: Any, **options: Any) -> None:
+        end(begin(*arguments, **options))
 
     return export
+
+
+def end(observers: Observers) -> None:
+    """Not `stop`: its two seconds are a promise to operators, and no limit for a slow machine."""
+    assert observers.traces is not None
+    observers.traces.finish()
+    observers.exporters.stop(60)
+    observers.traces.join(60)
 
 
 def sizes(receiver: Receiver) -> list[int]:
@@ -132,18 +150,42 @@ def test_a_collector_that_wants_a_certificate_gets_it(
         ({"TRACES_SAMPLER": " TraceIdRatio ", "TRACES_SAMPLER_ARG": "0"}, []),
         ({"TRACES_SAMPLER": "parentbased_traceidratio", "TRACES_SAMPLER_ARG": "2"}, [SPANS]),
         ({"TRACES_SAMPLER": "", "BSP_MAX_EXPORT_BATCH_SIZE": "2"}, [2, 2, 1]),
-        ({"BSP_MAX_QUEUE_SIZE": "1"}, [1] * SPANS),  # below the default of a batch, which would cost the exporter
     ],
 )
 def test_samplers_and_batches(
     export: Export, http_receiver: Receiver, variables: dict[str, str], expected: list[int]
 ) -> None:
     export(http_receiver, **variables)
-    if "BSP_MAX_QUEUE_SIZE" in variables:  # what does not fit is dropped, the oldest first
-        assert set(sizes(http_receiver)) == {1}
-    else:
-        assert sorted(sizes(http_receiver), reverse=True) == expected
+    assert sorted(sizes(http_receiver), reverse=True) == expected
     assert http_receiver.metrics()
+
+
+def test_spans_wait_in_a_bounded_queue(begin: Begin, http_receiver: Receiver) -> None:
+    """While the collector is away; a queue below the default of a batch, which would cost the exporter."""
+    http_receiver.behaviour = "hang"
+    observers = begin(
+        http_receiver, spans=2000, BSP_MAX_QUEUE_SIZE="50", BSP_SCHEDULE_DELAY="50", EXPORTER_OTLP_TRACES_TIMEOUT="2000"
+    )
+    until(lambda: http_receiver.asked, "an export that hangs")
+    http_receiver.behaviour = "ok"
+    until(lambda: sizes(http_receiver), "a delivery")
+    end(observers)
+    assert max(sizes(http_receiver)) <= 50
+    assert sum(sizes(http_receiver)) < 1000
+    newest = http_receiver.spans()[-1]
+    assert newest.attributes[0].value.string_value == "task-1999"
+
+
+@pytest.mark.parametrize("kind", [HttpReceiver, GrpcReceiver])
+def test_time_limits_of_exports(export: Export, caplog: pytest.LogCaptureFixture, kind: type[Receiver]) -> None:
+    """Those that the SDK keeps to nowhere."""
+    receiver = kind()
+    receiver.behaviour = "hang"
+    export(receiver, EXPORTER_OTLP_TIMEOUT="600000", METRIC_EXPORT_TIMEOUT="300", BSP_EXPORT_TIMEOUT="400")
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("oz_worker")]
+    assert [sum(line.startswith(f"{signal} cannot be") for line in said) for signal in ("metrics", "traces")] == [1, 1]
+    assert all("no answer in time" in line for line in said), said
+    receiver.close()
 
 
 def test_limits_of_spans_and_the_form_of_histograms(export: Export, http_receiver: Receiver) -> None:
