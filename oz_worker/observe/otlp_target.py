@@ -21,6 +21,7 @@ GENERAL = "OTEL_EXPORTER_OTLP_"
 GRPC, HTTP = "grpc", "http/protobuf"
 TIMEOUT_SECONDS = 10.0
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a header's name by RFC 9110
+_PLACE = re.compile(r"(\[[\w:.%]+\]|[\w-]{1,63}(\.[\w-]{1,63})*\.?)(:[0-9]*)?")
 _OPEN = re.compile(r"(\w+://[\w.-]*(:[0-9]*)?|[\w.-]+:[0-9]+)/?")  # an address in which no secret can hide
 _PRINTABLE = re.compile(r"[\x20-\x7e]*")  # what a header's value can carry in both protocols
 
@@ -146,9 +147,10 @@ def _split(name: str, value: str, example: str) -> tuple[SplitResult, str]:
         port = parts.port
     except ValueError:
         raise wrong from None
-    if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"[\s\x00-\x1f]", value) or port == 0:
+    place = parts.netloc.rpartition("@")[2]
+    if parts.scheme not in ("http", "https") or not _PLACE.fullmatch(place) or re.search(r"\s", value) or port == 0:
         raise wrong
-    return parts, parts.netloc.rpartition("@")[2]
+    return parts, place
 
 
 def _basic(parts: SplitResult) -> str:

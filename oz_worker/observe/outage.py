@@ -26,6 +26,7 @@ _PLAIN = (
     (re.compile(r"Remote end closed connection"), "it closed the connection without an answer"),
     (re.compile(r"\[Errno -?\d+\] ([^'\")\]]+)|Error\(\d+, '([^']+)"), ""),
     (re.compile(r"(certificate verify failed(?:: [^(']+)?)"), ""),
+    (re.compile(r"Failed to connect to remote host: (.+)"), ""),
     (re.compile(r"[Ee]rror details: (.+)"), ""),
 )
 """What there is to understand in a library's message, the plainest first: in our words, else in what it found."""

@@ -71,6 +71,8 @@ def test_numbers_and_words_that_mean_nothing_leave_the_default() -> None:
         ({"ENDPOINT": "http://collector:99999"}, "write it like http://collector.example:4318"),
         ({"ENDPOINT": f"http://{SECRET}@"}, "is not a collector's address"),
         ({"ENDPOINT": "http://col lector:1"}, "is not a collector's address"),
+        ({"ENDPOINT": "http://collector..example:1"}, "which is not a collector's address"),
+        ({"ENDPOINT": "http://[::1]x:1"}, "is not a collector's address"),
         ({"ENDPOINT": "collector:x", "PROTOCOL": "grpc"}, "write it like collector.example:4317"),
         ({"HEADERS": f"a=1,{SECRET}"}, "OTEL_EXPORTER_OTLP_HEADERS: entry 2 is no header"),
         ({"METRICS_HEADERS": f"a b={SECRET}"}, "OTEL_EXPORTER_OTLP_METRICS_HEADERS: entry 1 is no header"),
