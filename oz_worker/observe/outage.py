@@ -219,6 +219,11 @@ class Spoken(logging.Handler):
         if refused or message:
             self._partly[threading.get_ident()] = f"{refused} refused: {message or 'no reason given'}"
 
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Without a handler's lock, under which an exporter would be closed while other threads' records wait."""
+        self.emit(record)
+        return True
+
     def emit(self, record: logging.LogRecord) -> None:
         """Keep it or pass it on."""
         try:
