@@ -94,6 +94,7 @@ class OtelThread(Generic[Item]):
         if sdk is None:
             self._dead = True
             return
+        logger.debug("%s is ready to deliver", self._name)
         next_look = 0.0
         while True:
             if time.monotonic() >= next_look:

@@ -42,6 +42,12 @@ def wait_lines(worker: Worker, text: str, count: int) -> None:
     until(lambda: len(lines(worker, text)) == count, f"line {count} with {text!r}; the log:\n{worker.log}")
 
 
+def wait_ready(worker: Worker) -> None:
+    """The SDK is imported, which may take longer than the two seconds of a stop on a slow machine."""
+    for name in ("otel-metrics", "otel-traces"):
+        worker.wait_log(f"{name} is ready to deliver")
+
+
 def wait_asked(receiver: Receiver, count: int) -> None:
     until(lambda: receiver.asked >= count, "another try")
 
@@ -158,6 +164,7 @@ def test_the_last_export_to_a_collector_that_refuses_is_the_last_attempt(
     if not retrying:
         receiver.close()
     worker = rig.start("--log-level", "debug")
+    wait_ready(worker)
     rig.plane.wait_acknowledged(rig.submit("exit 0"))
     if retrying:
         worker.wait_log("OpenTelemetry: Transient")
@@ -173,7 +180,8 @@ def test_the_last_words_are_delivered(rig: Rig, receiver: Receiver) -> None:
     rig.env |= receiver.environ("traces")
     del rig.env["OTEL_METRICS_EXPORTER"]
     rig.env |= {"OTEL_METRIC_EXPORT_INTERVAL": "3600000", "OTEL_BSP_SCHEDULE_DELAY": "3600000"}
-    worker = rig.start()
+    worker = rig.start("--log-level", "debug")
+    wait_ready(worker)
     rig.plane.wait_acknowledged(rig.submit("exit 0"))
     worker.send(signal.SIGTERM)
     assert worker.exit_code() == 0
