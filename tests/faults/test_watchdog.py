@@ -14,7 +14,7 @@ import pytest
 
 from oz_worker import vitals
 from tests.faults.stuck import page, poison, port_of, tripped
-from tests.prometheus import SERVED, value
+from tests.prometheus import SERVED, sees, value
 from tests.prometheus import page as page_of_metrics
 from tests.rig import ROOT, SAFETY, Rig, until
 
@@ -62,6 +62,7 @@ def test_a_worker_that_is_helped_to_leave_is_counted_once(rig: Rig) -> None:
     (rig.place / "poison").unlink()
     rig.plane.accept()
     worker = rig.start(env=SERVED)
+    sees(worker, "oz_worker_watchdog_trips_total")
     assert value(page_of_metrics(worker), "watchdog_trips_total") == 1
     rig.plane.wait_acknowledged(task)
     assert worker.stop() == 0
