@@ -32,6 +32,7 @@ def test_what_a_cluster_does_to_tasks_is_counted_by_its_reason(kubernetes_rig: K
         rig.submit("exit 0", task_id=name, extra={"docker_image": "Not:Valid:Name"} if name == "misnamed" else {})
         for name in NOT_STARTED
     ]
+    overdue = rig.submit("exit 0", task_id="overdue", extra={"docker_image": "registry.example/nothing:1"})
     by_name = {name: rig.submit(FOREVER, task_id=name) for name in ("evicted", "podless", "jobless", "late")}
     for name in by_name:
         rig.written(f"{name}-up")
@@ -40,9 +41,12 @@ def test_what_a_cluster_does_to_tasks_is_counted_by_its_reason(kubernetes_rig: K
     faults.evict("default", pod_of["evicted"])
     faults.delete_pod("default", pod_of["podless"])
     faults.delete_job("default", job_of["jobless"], policy="Foreground")
-    rig.cluster.api.change(JOBS, "default", job_of["late"], lambda job: job["spec"].update(activeDeadlineSeconds=1))
-    rig.plane.wait_acknowledged(*failed, *by_name.values())
-    told = {task.task_id: task.terminal.reason for task in (*failed, *by_name.values())}
+    until(lambda: any(map(named("overdue"), rig.pods())), "the pod of the Job that is overdue")
+    job_of["overdue"] = next(filter(named("overdue"), rig.jobs()))["metadata"]["name"]
+    for name in ("late", "overdue"):
+        rig.cluster.api.change(JOBS, "default", job_of[name], lambda job: job["spec"].update(activeDeadlineSeconds=1))
+    rig.plane.wait_acknowledged(*failed, overdue, *by_name.values())
+    told = {task.task_id: task.terminal.reason for task in (*failed, overdue, *by_name.values())}
     assert told == {
         "homeless": "unschedulable",
         "unmounted": "volume_mount",
@@ -53,6 +57,7 @@ def test_what_a_cluster_does_to_tasks_is_counted_by_its_reason(kubernetes_rig: K
         "podless": "job_failed",
         "jobless": "job_watch",
         "late": "active_deadline",
+        "overdue": "active_deadline",
     }
     sees(
         worker,
@@ -70,6 +75,7 @@ def test_what_a_cluster_does_to_tasks_is_counted_by_its_reason(kubernetes_rig: K
         'oz_worker_task_sandbox_startup_failures_total{reason="job_create"}',
         'oz_worker_task_sandbox_startup_failures_total{reason="init_container"}',
         'oz_worker_task_sandbox_startup_failures_total{reason="invalid_image"}',
+        'oz_worker_task_sandbox_startup_failures_total{reason="active_deadline"}',
         'oz_worker_task_sandbox_startup_failures_total{reason="evicted"}',
         'oz_worker_task_sandbox_startup_failures_total{reason="job_failed"}',
         'oz_worker_task_sandbox_startup_failures_total{reason="job_watch"}',
