@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import re
 import threading
 import time
 from typing import Mapping
@@ -24,7 +25,7 @@ STDOUT = 1
 def interval(environ: Mapping[str, str]) -> float:
     """Seconds between two exports, from OTEL_METRIC_EXPORT_INTERVAL (milliseconds); a bad one is told and not used."""
     text = environ.get(INTERVAL, "").strip() or str(DEFAULT_MILLISECONDS)
-    if text.isascii() and text.isdigit() and 0 < int(text) <= threading.TIMEOUT_MAX:
+    if re.fullmatch(r"[0-9]{1,15}", text) and 0 < int(text) <= threading.TIMEOUT_MAX:
         return int(text) / 1000
     logger.warning("%s is %r, which is no number of milliseconds above 0; 60000 is used", INTERVAL, text)
     return DEFAULT_MILLISECONDS / 1000

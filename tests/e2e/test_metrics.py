@@ -6,14 +6,17 @@ What the metrics say, as a real Prometheus reads them: `tests/monitoring`.
 from __future__ import annotations
 
 import json
+import re
 import socket
+import urllib.request
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from oz_worker import instruments
 from oz_worker.meters import Meters
-from oz_worker.observe import exporters
+from oz_worker.observe import console, exporters
 from oz_worker.observe.exporters import Source
 from tests.prometheus import SERVED, address, page, value
 from tests.rig import SAFETY, Rig, until
@@ -111,6 +114,31 @@ def test_a_port_that_is_none_is_told_and_nothing_is_served(port: str, caplog: py
     assert [record.getMessage() for record in caplog.records] == [
         f"OTEL_EXPORTER_PROMETHEUS_PORT is {port!r}, which is no port up to 65535; the worker runs without `prometheus`"
     ]
+
+
+@pytest.mark.parametrize("host", ["[::1]", "::1"])
+def test_an_address_of_ipv6_is_served_with_or_without_brackets(host: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Where this machine has none, the warning names it as it does any address that is not to be had."""
+    caplog.set_level("INFO")
+    environ = {"OTEL_METRICS_EXPORTER": "prometheus", "OTEL_EXPORTER_PROMETHEUS_PORT": "0"}
+    made = exporters.make(Source(Meters(instruments.CATALOGUE), {}, {**environ, "OTEL_EXPORTER_PROMETHEUS_HOST": host}))
+    made.start()
+    said = until(lambda: [record.getMessage() for record in caplog.records], "a word about it")[0]
+    served = re.fullmatch(r"metrics are served on (http://\[::1\]:\d+/metrics)", said)
+    if served:
+        with urllib.request.urlopen(served[1], timeout=SAFETY) as answer:
+            assert b"# TYPE oz_worker_connected gauge" in answer.read()
+    made.stop(SAFETY)
+    addresses = Path("/proc/net/if_inet6")
+    if addresses.exists() and f"{1:032x}" in addresses.read_text():
+        assert served, said
+    else:
+        assert said.startswith("metrics cannot be served on ::1 port 0: ")
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("1", 0.001), ("9" * 5000, 60), ("0", 60), ("-5", 60), ("\udcff", 60)])
+def test_an_interval_that_is_none_is_the_default(text: str, seconds: float) -> None:
+    assert console.interval({"OTEL_METRIC_EXPORT_INTERVAL": text}) == seconds
 
 
 def test_which_exporters_are_meant(caplog: pytest.LogCaptureFixture) -> None:

@@ -9,10 +9,12 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from oz_worker import vitals
+from oz_worker.observe.health import trips_of
 from tests.faults.stuck import page, poison, port_of, tripped
 from tests.prometheus import SERVED, sees, value
 from tests.prometheus import page as page_of_metrics
@@ -67,6 +69,16 @@ def test_a_worker_that_is_helped_to_leave_is_counted_once(rig: Rig) -> None:
     rig.plane.wait_acknowledged(task)
     assert worker.stop() == 0
     rig.audit(traceback=True)
+
+
+@pytest.mark.parametrize("text", ["", "-5", "1e9", "9" * 400, "\u0663", "\0", "7 7"])
+def test_a_count_of_trips_that_nobody_wrote_is_not_believed(tmp_path: Path, text: str) -> None:
+    """A counter must not begin below 0, and no number may be one that the page cannot hold."""
+    (tmp_path / "trips").write_text(text)
+    with pytest.raises(ValueError, match=r"holds no number|codec"):
+        trips_of(tmp_path / "trips")
+    (tmp_path / "trips").write_text("12\n")
+    assert trips_of(tmp_path / "trips") == 12
 
 
 @pytest.mark.parametrize("acts", [("stick log", "stick main"), ("hold main",)], ids=["log", "lock"])
