@@ -50,6 +50,8 @@ class Day:
             self.port = free.getsockname()[1]
         rig.workspaces = self.disk / "workspaces"
         rig.config |= {"max_concurrent_tasks": 2, "min_free_disk": "8MiB", "health_listen": "127.0.0.1:0"}
+        rig.config["link"]["dead_after"] = "600s"  # lines end where they are cut, however slow this machine is
+        rig.config["stop_grace"] = "600s"  # what is cancelled ends when it is let go
         rig.config["backend"]["direct"] |= {
             "workspace_root": str(rig.workspaces),
             "oz_path": str(self.agent),
@@ -65,11 +67,10 @@ class Day:
         self.worker.log_path = self.log
         return self.worker
 
-    def hold(self, name: str, end: str = "exit 0", **more: Any) -> Any:
+    def hold(self, name: str, end: str = "exit 0", begin: str = ":", **more: Any) -> Any:
         """A task that runs until the file *name* is there."""
-        task = self.rig.submit(
-            f"touch $HOME/{name}-up; while [ ! -e $HOME/{name} ]; do sleep 0.05; done; {end}", **more
-        )
+        wait = f"while [ ! -e $HOME/{name} ]; do sleep 0.05; done"
+        task = self.rig.submit(f"{begin}; touch $HOME/{name}-up; {wait}; {end}", **more)
         until((self.rig.place / f"{name}-up").exists, f"the agent of {name}")
         return task
 
@@ -171,11 +172,12 @@ def refusing(day: Day, prometheus: Prometheus) -> None:
     """Whatever cannot be taken just now, and messages that mean nothing."""
     rig = day.rig
     ready = port_of(day.worker)
-    deaf = rig.submit("trap '' TERM; touch $HOME/deaf-up; while :; do sleep 0.05; done", execution_id="", requeue=False)
-    until((rig.place / "deaf-up").exists, "the deaf agent")
+    deaf = day.hold("deaf", begin="trap '' TERM", execution_id="", requeue=False)
     rig.plane.cancel(deaf)
+    day.worker.wait_log("cancelled by the server")
     rig.plane.redeliver(deaf)
     prometheus.wait_for('oz_worker_tasks_rejected_total{reason="cancelling"}', 1)
+    day.let_go("deaf")
     prometheus.wait_for('oz_worker_tasks_completed_total{result="cancelled"}', 1)
 
     day.agent.rename(rig.place / "elsewhere")
