@@ -1,7 +1,8 @@
 """Everything that is measured: the one list from which every exporter, dashboard and alert takes its names.
 
 The first ten are the existing worker's, with its names, labels, units and priming, so that its dashboards go on
-working; the others are this worker's own. A label value is always one of a small closed set.
+working; the others are this worker's own. A label value is always one of a small closed set, which stands here, and
+`Meters` counts any other one as `unknown`; those of `oz_worker_info` alone are free.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ EXISTING = (
         "Time from the acceptance of a task to its end, by result.",
         ("result",),
         unit="s",
+        later=_singles(RESULTS),
     ),
     Instrument(
         "oz_worker_task_failures_total",
@@ -119,6 +121,7 @@ OWN = (
         ("result",),
         unit="s",
         bounds=_PULL,
+        later=_singles(PULLED),
     ),
     Instrument(
         "oz_worker_tasks_reattached_total",

@@ -17,6 +17,9 @@ Labels = tuple[tuple[str, str], ...]
 BUCKETS = (0.0, 5.0, 10.0, 25.0, 50.0, 75.0, 100.0, 250.0, 500.0, 750.0, 1000.0, 2500.0, 5000.0, 7500.0, 10000.0)
 """The upper bounds of a histogram that names none: those of the OpenTelemetry SDKs."""
 
+OTHER = "unknown"
+"""A label value that is not in its instrument's closed set."""
+
 
 class Kind(enum.Enum):
     """What an instrument measures; an exporter maps it to its own words."""
@@ -33,6 +36,8 @@ class Instrument(NamedTuple):
     `name` is whole, with `_total` and `_seconds`: no exporter adds a suffix. `unit` is "s" or "" for a number of
     things. `primed` are the label sets that exist with 0 from the start, each in the order of `labels`; an instrument
     without labels that is primed has one empty set. `bounds` are upper bounds of a histogram's buckets, without +Inf.
+    `later` are label sets that may come and are not primed. Where any set is named, a label has the values of these
+    sets and no other; where none is, it has what it is given.
     """
 
     name: str
@@ -42,6 +47,12 @@ class Instrument(NamedTuple):
     primed: tuple[tuple[str, ...], ...] = ()
     unit: str = ""
     bounds: tuple[float, ...] = BUCKETS
+    later: tuple[tuple[str, ...], ...] = ()
+
+    def closed(self) -> dict[str, frozenset[str]]:
+        """The values that each label may have; empty where they are not limited."""
+        columns = zip(*self.primed, *self.later, strict=True)
+        return dict(zip(self.labels, map(frozenset, columns), strict=False))
 
 
 class Point(NamedTuple):
@@ -93,11 +104,13 @@ class Meters:
     """The worker's own registry, the one source of truth for every exporter. Its lock guards the three maps.
 
     What is not in *instruments* is counted all the same but exported by nobody: an error here must not hurt a task.
+    For the same reason a label value that its instrument does not allow is counted, as `unknown`.
     """
 
     def __init__(self, instruments: Iterable[Instrument] = ()) -> None:
         self._lock = threading.Lock()
         self._instruments = {each.name: each for each in sorted(instruments)}
+        self._closed = {each.name: each.closed() for each in self._instruments.values()}
         self._values: dict[tuple[str, Labels], float] = {}
         self._histograms: dict[tuple[str, Labels], Histogram] = {}
         self._computed: dict[tuple[str, Labels], Callable[[], float | None]] = {}
@@ -109,18 +122,19 @@ class Meters:
 
     def count(self, name: str, amount: float = 1, **labels: str) -> None:
         """Add *amount* to a counter or an up-down gauge."""
-        key = (name, tuple(sorted(labels.items())))
+        key = (name, self._allowed(name, labels))
         with self._lock:
             self._values[key] = self._values.get(key, 0) + amount
 
     def set(self, name: str, value: float, **labels: str) -> None:
         """Set a gauge."""
+        key = (name, self._allowed(name, labels))
         with self._lock:
-            self._values[(name, tuple(sorted(labels.items())))] = value
+            self._values[key] = value
 
     def observe(self, name: str, value: float, **labels: str) -> None:
         """Record *value* in a histogram."""
-        key = (name, tuple(sorted(labels.items())))
+        key = (name, self._allowed(name, labels))
         with self._lock:
             histogram = self._histograms.get(key)
             if histogram is None:
@@ -136,8 +150,9 @@ class Meters:
         *reading* is called from any thread, must return at once and hold no lock that is held for long. If it raises,
         the value is absent.
         """
+        key = (name, self._allowed(name, labels))
         with self._lock:
-            self._computed[(name, tuple(sorted(labels.items())))] = reading
+            self._computed[key] = reading
 
     def value(self, name: str, **labels: str) -> float:
         """The present value of a counter or gauge; 0 when it was never touched."""
@@ -174,6 +189,11 @@ class Meters:
             Family(each, tuple(sorted(points_of.get(name, ()))), tuple(sorted(distributions_of.get(name, ()))))
             for name, each in self._instruments.items()
         )
+
+    def _allowed(self, name: str, labels: Mapping[str, str]) -> Labels:
+        closed = self._closed.get(name, {})
+        known = {label: value if value in closed.get(label, (value,)) else OTHER for label, value in labels.items()}
+        return tuple(sorted(known.items()))
 
 
 def _read(reading: Callable[[], float | None]) -> float | None:

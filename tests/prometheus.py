@@ -1,4 +1,7 @@
-"""What a worker serves: one scrape by hand, and a real Prometheus server that scrapes it twice a second."""
+"""What a worker serves: one scrape by hand, and a real Prometheus server that scrapes it twice a second.
+
+What `sees` and `Prometheus.saw` are told to look for is collected by `tests/monitoring/test_everything_is_seen.py`.
+"""
 
 from __future__ import annotations
 
@@ -46,6 +49,23 @@ def value(text: str, name: str, **labels: str) -> float | None:
         if line.startswith(f"oz_worker_{name}{{") and all(f'{k}="{v}"' in line for k, v in labels.items()):
             return float(line.rpartition(" ")[2])
     return None
+
+
+def sees(worker: Worker, *series: str) -> None:
+    """Block until the worker's own page has each of *series* (`name{label="value"}`) above 0."""
+
+    def above(name: str, labels: dict[str, str]) -> bool:
+        return (value(page(worker), name, **labels) or 0) > 0
+
+    for each in series:
+        until(lambda: above(*named(each)), f"{each} above 0")  # noqa: B023 (called at once)
+
+
+def named(series: str) -> tuple[str, dict[str, str]]:
+    """The name, without the prefix that all have, and the labels of `name{label="value"}`."""
+    found = re.fullmatch(r"oz_worker_(\w+)(?:\{(.*)\})?", series)
+    assert found, f"{series} is no series of a worker"
+    return found[1], dict(re.findall(r'(\w+)="([^"]*)"', found[2] or ""))
 
 
 class Prometheus:
@@ -99,6 +119,11 @@ class Prometheus:
     def wait_for(self, expression: str, value: float) -> None:
         """Block until a scrape has brought that value."""
         until(lambda: self.one(expression) == value, f"{expression} == {value}")
+
+    def saw(self, *series: str) -> None:
+        """Block until each of *series* has been above 0 at some scrape."""
+        for each in series:
+            until(lambda: (self.one(f"max(max_over_time({each}[1h]))") or 0) > 0, f"{each} above 0")  # noqa: B023
 
     def kinds(self) -> dict[str, str]:
         """The type of each metric, as it was announced."""

@@ -349,6 +349,7 @@ class Task:
         if row.state not in (State.ENDING, State.ENDED):
             row.state, row.ended_at, row.frame, row.agent_started = State.ENDING, time.time(), report.frame, True
             row.result = "failed" if report.kind is ReportKind.FAILED else "succeeded"
+            row.reason = Reason.UNKNOWN.value if row.result == "failed" else ""  # it stands in the frame alone
 
     def _stays_until_heard(self) -> bool:
         """Whether the unit is the only thing by which a worker whose disk is gone could still learn of this success."""

@@ -17,9 +17,11 @@ import contextlib
 import faulthandler
 import json
 import logging
+import re
 import socket
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Mapping, MutableMapping
 
 from oz_worker import threads
@@ -62,6 +64,7 @@ class Health:
         self._step = "running"
         self._told = ""
         self._listener: Listener | None = None
+        self._tripped = threading.Lock()  # taken by whoever counts the end of this process, and never given back
 
     def watch(self, logs: Logs, on_death: threads.OnDeath) -> None:
         """Start the watchdog. What holds even that up, the manager ends by ABRT: then all stacks go to stderr."""
@@ -104,16 +107,19 @@ class Health:
         """
         self._engine = engine
         with contextlib.suppress(OSError, ValueError):  # there is none, or nobody's number
-            self._meters.count("oz_worker_watchdog_trips_total", int((engine.primary.path / _TRIPS_FILE).read_text()))
+            self._meters.count("oz_worker_watchdog_trips_total", trips_of(engine.primary.path / _TRIPS_FILE))
         self._told = self._standing()
         self._notify.ready(self._told)
 
     def tripped(self) -> None:
-        """A thread died or is stuck, and the worker leaves for that: counted, also for the next start.
+        """A thread died or is stuck, and the worker leaves for that: counted once, also for the next start.
 
-        Whoever scrapes would hardly ever see it otherwise, because the process that counts it is about to end. Any
-        thread; may hang with the disk.
+        Whoever scrapes would hardly ever see it otherwise, because the process that counts it is about to end. One that
+        leaves because a thread died, and is helped because another one is stuck meanwhile, leaves once. Any thread; may
+        hang with the disk.
         """
+        if not self._tripped.acquire(blocking=False):
+            return
         self._meters.count("oz_worker_watchdog_trips_total")
         if self._engine is not None:
             with contextlib.suppress(OSError):
@@ -167,6 +173,14 @@ class Health:
         served = list(self._engine.instances) if self._engine is not None else []
         text = json.dumps([account_of(instance.path) for instance in served], indent=2)
         return Reply(200, (text + "\n").encode(), _JSON)
+
+
+def trips_of(path: Path) -> int:
+    """How many times the workers before this one left for a thread. OSError, ValueError when nobody wrote it down."""
+    text = path.read_text(encoding="ascii").strip()
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise ValueError(f"{path} holds no number")
+    return int(text)
 
 
 def place_of(address: str) -> tuple[str, int]:

@@ -269,7 +269,7 @@ class Listener:
         if len(words) != 3:
             return _message(Reply(400, b"That is no HTTP request.\n"))
         method, target, version = words
-        if not version.startswith("HTTP/1."):
+        if version not in ("HTTP/1.0", "HTTP/1.1"):
             return _message(Reply(505, b"HTTP/1.1 is spoken here.\n"))
         if method not in ("GET", "HEAD"):
             return _message(Reply(405, b"GET and HEAD are answered here.\n"))

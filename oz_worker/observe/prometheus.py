@@ -78,9 +78,10 @@ def _target_info(resource: Mapping[str, str]) -> Iterable[str]:
 
 
 def label_name(key: str) -> str:
-    """An attribute's key as a label: `service.name` is `service_name`, and no label begins with a digit."""
+    """An attribute's key as a label: `service.name` is `service_name`, and none begins with a digit or with `__`, which
+    is Prometheus' own: a second `__name__` would make the whole page unreadable."""
     name = _NO_LABEL.sub("_", key)
-    return f"key_{name}" if name[:1].isdigit() else name
+    return f"key_{name}" if name[:1].isdigit() or name.startswith("__") else name
 
 
 def number(value: float) -> str:

@@ -10,6 +10,7 @@ from oz_worker.errors import ExitCode
 from tests.containers.conftest import DockerRig
 from tests.containers.docker_site import DockerSite
 from tests.hosting import INSTANCE, PATIENCE
+from tests.prometheus import SERVED, sees
 
 GOOD = "oz-test/none:1"
 
@@ -65,7 +66,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
 
 def test_what_a_task_cannot_mean_is_its_report_and_leaves_nothing(docker_rig: DockerRig) -> None:
     rig = docker_rig
-    worker = rig.start()
+    worker = rig.start(env=SERVED)
     tasks = {}
     for name, (more, _, _) in BAD.items():
         if name == "path of a volume":
@@ -75,6 +76,13 @@ def test_what_a_task_cannot_mean_is_its_report_and_leaves_nothing(docker_rig: Do
     for name, (_, reason, told) in BAD.items():
         assert (name, tasks[name].terminal.reason) == (name, reason), tasks[name].terminal.message
         assert told in tasks[name].terminal.message, (name, tasks[name].terminal.message)
+    sees(
+        worker,
+        'oz_worker_task_failures_total{phase="backend",reason="sidecar_prep"}',
+        'oz_worker_task_failures_total{phase="backend",reason="container_create"}',
+        'oz_worker_task_sandbox_startup_failures_total{reason="sidecar_prep"}',
+        'oz_worker_task_sandbox_startup_failures_total{reason="container_create"}',
+    )
     assert not (rig.place / "ran").exists()
     assert rig.containers() == []
     good = rig.submit("exit 0")

@@ -10,7 +10,7 @@ import pytest
 from oz_worker.devplane.wire import REJECTED
 from tests.containers.conftest import DockerRig
 from tests.faults.stuck import poison, tripped
-from tests.prometheus import SERVED, page, value
+from tests.prometheus import SERVED, page, sees, value
 from tests.rig import SAFETY, until
 
 
@@ -23,6 +23,13 @@ def test_tasks_run_in_containers_and_their_ends_are_reported(docker_rig: DockerR
     bad = rig.submit('echo "the token is $PRIVATE_TOKEN"; exit 3')
     absent = rig.submit(extra={"docker_image": "127.0.0.1:1/absent:1"})
     rig.plane.wait_acknowledged(good, bad, absent)
+    sees(
+        worker,
+        'oz_worker_image_pull_seconds_count{result="failed"}',
+        'oz_worker_task_failures_total{phase="backend",reason="image_pull"}',
+        'oz_worker_task_failures_total{phase="backend",reason="container_exit"}',
+        'oz_worker_task_sandbox_startup_failures_total{reason="image_pull"}',
+    )
     seen = page(worker)
     assert value(seen, "image_pull_seconds_count", result="failed") == 1
     for reason in ("image_pull", "container_exit"):

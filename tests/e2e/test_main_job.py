@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.prometheus import SERVED, sees
 from tests.rig import SAFETY, Rig, until
 
 
@@ -219,21 +220,23 @@ def test_the_second_signal_kills_and_the_third_leaves(rig: Rig) -> None:
 
 def test_task_timeout_ends_a_task_that_never_would(rig: Rig) -> None:
     rig.config["task_timeout"] = "500ms"
-    worker = rig.start()
+    worker = rig.start(env=SERVED)
     task = rig.submit("sleep 1000")
     rig.plane.wait_acknowledged(task)
     assert task.terminal.reason == "task_timeout"
+    sees(worker, 'oz_worker_task_failures_total{phase="backend",reason="task_timeout"}')
     assert worker.stop() == 0
     rig.audit()
 
 
 def test_one_shot_takes_one_task_and_leaves_with_0(rig: Rig) -> None:
-    worker = rig.start("--one-shot")
+    worker = rig.start("--one-shot", env=SERVED)
     first = rig.submit("while [ ! -e $HOME/go ]; do sleep 0.05; done; exit 9")
     rig.plane.wait_for(lambda: first.claimed, SAFETY)
     second = rig.submit("true", requeue=False)
     rig.plane.wait_for(lambda: second.state == "rejected", SAFETY)
     assert second.frames("task_rejected")[0].reason == "one_shot_complete"
+    sees(worker, 'oz_worker_tasks_rejected_total{reason="one_shot"}')
     (rig.place / "go").touch()
     assert worker.exit_code() == 0
     assert first.acknowledged

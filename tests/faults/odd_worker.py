@@ -1,8 +1,9 @@
 """Run the worker with a fault of its surroundings inside, switched on by the file $HOME/poison.
 
-usage: odd_worker.py vital|threads|upkeep|owners [arguments of oz_worker ...]
+usage: odd_worker.py vital|helped|threads|upkeep|owners [arguments of oz_worker ...]
 
-vital: an essential thread dies or is stuck. threads: no new thread can be started.
+vital: an essential thread dies or is stuck. helped: the same, and the watchdog soon ends what leaves for a death.
+threads: no new thread can be started.
 owners: no fault, but a container is an orphan when its owner is absent for a moment, not 30 s. upkeep: the same for a
 second, and what was left behind is looked for every second, not every minute.
 """
@@ -70,6 +71,12 @@ def threads() -> None:
     threading.Thread.start = start  # type: ignore[method-assign]
 
 
+def helped() -> None:
+    """`vital`, and a worker that leaves because a thread died has a second for that."""
+    vital()
+    watchdog.DEAD_SECONDS = 1.0
+
+
 def owners() -> None:
     """What has no owner for a moment is an orphan."""
     container_owner.ABSENT_SECONDS = 0.2
@@ -82,7 +89,7 @@ def quick() -> None:
     upkeep.LATE_WRITES_SECONDS = 0.2
 
 
-FAULTS: dict[str, Callable[[], None]] = {"vital": vital, "threads": threads}
+FAULTS: dict[str, Callable[[], None]] = {"vital": vital, "helped": helped, "threads": threads}
 FAULTS |= {"upkeep": quick, "owners": owners}
 
 FAULTS[sys.argv[1]]()

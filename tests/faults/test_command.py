@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from oz_worker.devplane.tasks import Task
-from tests.prometheus import SERVED, page, value
+from tests.prometheus import SERVED, sees
 from tests.rig import SAFETY, WORKER_ID, Rig, until
 
 TAKE = 'cat > "$HOME/payload-$OZ_RUN_ID"; '
@@ -116,10 +116,15 @@ def test_the_payload_is_the_contract_to_the_letter(rig: Rig) -> None:
 
 def test_a_dispatcher_that_fails_is_reported_and_nothing_is_cancelled(rig: Rig) -> None:
     handing(rig, "cat >/dev/null; echo no capacity at $OZ_RUN_ID; exit 9")
-    worker = rig.start()
+    worker = rig.start(env=SERVED)
     task = rig.submit(task_id="t1")
     rig.plane.wait_acknowledged(task)
     assert (task.terminal.reason, task.terminal.exit_code) == ("dispatch_command", 9)
+    sees(
+        worker,
+        'oz_worker_task_failures_total{phase="backend",reason="dispatch_command"}',
+        'oz_worker_task_sandbox_startup_failures_total{reason="dispatch_command"}',
+    )
     assert "no capacity at t1" in task.terminal.message
     assert worker.stop() == 0
     assert cancels(rig) == []
@@ -137,10 +142,11 @@ def test_a_dispatcher_that_takes_too_long_is_ended_whole_and_cancelled_once(rig:
     """Failures 44 and 45."""
     handing(rig, LATE, dispatch_timeout="2s")
     rig.config["stop_grace"] = "300ms"
-    worker = rig.start()
+    worker = rig.start(env=SERVED)
     task = rig.submit()
     rig.plane.wait_acknowledged(task)
     assert task.terminal.reason == "dispatch_timeout"
+    sees(worker, 'oz_worker_task_failures_total{phase="backend",reason="dispatch_timeout"}')
     assert "unknown" in task.terminal.message
     pids = [int(pid) for pid in (rig.place / "pids").read_text().split()]
     assert len(pids) == 2
@@ -327,7 +333,11 @@ def test_a_cancel_command_that_fails_is_said_and_hurts_nothing(rig: Rig, command
     worker.wait_log("dispatched")
     rig.plane.cancel(task)
     worker.wait_log(f"WARNING .*cancel_command run: .*{said}")
-    assert value(page(worker), "task_failures_total", phase="cleanup", reason="cancel_command") == 1
-    assert value(page(worker), "tasks_completed_total", result="dispatched") == 1
+    sees(
+        worker,
+        'oz_worker_task_failures_total{phase="cleanup",reason="cancel_command"}',
+        'oz_worker_tasks_completed_total{result="dispatched"}',
+        'oz_worker_task_duration_seconds_count{result="dispatched"}',
+    )
     assert worker.stop() == 0
     rig.audit()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.prometheus import SERVED, sees
 from tests.rig import FAKE_OZ, SAFETY, Rig, until
 
 WAIT = "while [ ! -e $HOME/go ]; do sleep 0.05; done"
@@ -160,13 +161,14 @@ def test_what_cannot_be_removed_is_named_and_removed_when_it_can_be(rig: Rig) ->
     precious = rig.place / "precious"
     precious.mkdir()
     (precious / "file").write_text("keep")
-    worker = rig.start(odd="upkeep")
+    worker = rig.start(odd="upkeep", env=SERVED)
     task = rig.submit(f"mkdir inside && mount --bind {precious} inside || echo no > $HOME/no-mount")
     rig.plane.wait_acknowledged(task)
     if (rig.place / "no-mount").exists():
         worker.kill()
         pytest.skip("mounting needs root")
     worker.wait_log("clean-up: .*inside")
+    sees(worker, 'oz_worker_task_failures_total{phase="cleanup",reason="cleanup"}')
     (workspace,) = (path for path in rig.workspaces.iterdir() if path.name != ".oz-worker")
     assert subprocess.run(["umount", str(workspace / "inside")], check=False).returncode == 0
     until(lambda: not workspace.exists(), "the second try")

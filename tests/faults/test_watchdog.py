@@ -9,12 +9,16 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from oz_worker import vitals
+from oz_worker.observe.health import trips_of
 from tests.faults.stuck import page, poison, port_of, tripped
-from tests.rig import ROOT, Rig, until
+from tests.prometheus import SERVED, sees, value
+from tests.prometheus import page as page_of_metrics
+from tests.rig import ROOT, SAFETY, Rig, until
 
 UP_AND_WAIT = "echo up >> $HOME/up; while [ ! -e $HOME/go ]; do sleep 0.05; done; exit 3"
 HERE = ("main", "store", "watcher", "upkeep", "output")
@@ -39,6 +43,42 @@ def test_a_worker_with_a_dead_or_stuck_thread_tells_of_it_and_leaves_with_1(rig:
     until(lambda: rig.query("SELECT state FROM tasks") == [("running",)], "the row")
     poison(rig, act)
     tripped(rig, worker, act, task)
+
+
+def test_a_worker_that_is_helped_to_leave_is_counted_once(rig: Rig) -> None:
+    """A thread died, and the server on which the leaving waits says nothing: the watchdog ends what has begun."""
+    rig.config["flush_timeout"] = rig.config["link"]["dial_timeout"] = "600s"
+    worker = rig.start(odd="helped")
+    task = rig.submit(UP_AND_WAIT)
+    until((rig.place / "up").exists, "the agent")
+    rig.plane.wait_for(lambda: task.claimed, SAFETY)
+    rig.plane.refuse(silent=True)
+    rig.plane.cut()
+    until(lambda: rig.query("SELECT state FROM tasks") == [("running",)], "the row")
+    (rig.place / "go").touch()
+    until(lambda: rig.query("SELECT kind FROM outbox WHERE NOT held") == [("failed",)], "a report that waits")
+    poison(rig, "die upkeep")
+    assert worker.exit_code() == 1
+    assert "thread upkeep died, so this worker" in worker.log, "the main thread had begun to leave"
+    assert "watchdog: thread upkeep died" in worker.log, "and was helped"
+    (rig.place / "poison").unlink()
+    rig.plane.accept()
+    worker = rig.start(env=SERVED)
+    sees(worker, "oz_worker_watchdog_trips_total")
+    assert value(page_of_metrics(worker), "watchdog_trips_total") == 1
+    rig.plane.wait_acknowledged(task)
+    assert worker.stop() == 0
+    rig.audit(traceback=True)
+
+
+@pytest.mark.parametrize("text", ["", "-5", "1e9", "9" * 400, "\u0663", "\0", "7 7"])
+def test_a_count_of_trips_that_nobody_wrote_is_not_believed(tmp_path: Path, text: str) -> None:
+    """A counter must not begin below 0, and no number may be one that the page cannot hold."""
+    (tmp_path / "trips").write_text(text)
+    with pytest.raises(ValueError, match=r"holds no number|codec"):
+        trips_of(tmp_path / "trips")
+    (tmp_path / "trips").write_text("12\n")
+    assert trips_of(tmp_path / "trips") == 12
 
 
 @pytest.mark.parametrize("acts", [("stick log", "stick main"), ("hold main",)], ids=["log", "lock"])

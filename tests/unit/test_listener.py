@@ -75,11 +75,24 @@ def test_each_request_gets_its_answer_and_nothing_but_get_and_head_is_done(
     assert (b"Connection: close" in head, body) == (True, b"fine\n")
     head, _, body = site.ask(b"HEAD /ok HTTP/1.0\n\n").partition(b"\r\n\r\n")
     assert (b"Content-Length: 5" in head, body) == (True, b"")
+    again = site.ask(b"GET /ok HTTP/1.0\r\nConnection: keep-alive\r\n\r\n" * 3)
+    assert (again.count(b"HTTP/1.1 200"), again.count(b"fine\n")) == (1, 1), "one answer for each connection"
     assert site.get("/large") == (200, LARGE)
     statuses = {
         b"GET http://h/ok HTTP/1.1\r\n\r\n": 200,
         b"GET /metrics HTTP/1.1\r\n\r\n": 404,
         b"GET //[ HTTP/1.1\r\n\r\n": 404,
+        b"GET /ok/ HTTP/1.1\r\n\r\n": 404,
+        b"GET //ok HTTP/1.1\r\n\r\n": 404,
+        b"GET /../ok HTTP/1.1\r\n\r\n": 404,
+        b"GET /%6fk HTTP/1.1\r\n\r\n": 404,
+        b"GET /ok\0\xff HTTP/1.1\r\n\r\n": 404,
+        b"HEAD /" + b"x" * (HEAD_BYTES - 100) + b" HTTP/1.1\r\n\r\n": 404,
+        b"OPTIONS * HTTP/1.1\r\n\r\n": 405,
+        b"get /ok HTTP/1.1\r\n\r\n": 405,
+        b"CONNECT h:1 HTTP/1.1\r\n\r\n": 405,
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n": 505,
+        b"GET /ok HTTP/1.10\r\n\r\n": 505,
         b"POST /ok HTTP/1.1\r\nContent-Length: 9999999\r\n\r\n" + LARGE: 405,
         b"GET /ok HTTP/2.0\r\n\r\n": 505,
         b"GET /ok\r\n\r\n": 400,

@@ -161,6 +161,28 @@ def test_a_reading_that_fails_or_has_nothing_to_say_is_absent_and_hurts_no_other
     assert "a_name_that_nobody_knows" not in found
 
 
+def test_a_label_outside_its_closed_set_is_counted_as_unknown_and_free_ones_are_free() -> None:
+    """Whoever counts: a label may come from a database that somebody else wrote."""
+    meters = Meters(instruments.CATALOGUE)
+    before = {family.instrument.name: {point.labels for point in family.points} for family in meters.snapshot()}
+    meters.count("oz_worker_task_failures_total", phase="backend", reason="")
+    meters.count("oz_worker_task_failures_total", phase="backend", reason="task-4711")
+    meters.observe("oz_worker_task_duration_seconds", 1, result="\n")
+    meters.observe("oz_worker_image_pull_seconds", 1, result="failed")
+    meters.set("oz_worker_info", 1, version="any", backend="thing", worker_id="at all")
+    meters.compute("oz_worker_frames_refused_total", lambda: 3, kind="odd")
+    found = {family.instrument.name: family for family in meters.snapshot()}
+    failures = found["oz_worker_task_failures_total"].points
+    assert [dict(point.labels) for point in failures if point.value == 2] == [{"phase": "backend", "reason": "unknown"}]
+    assert {point.labels for point in failures} == before["oz_worker_task_failures_total"]
+    for name, result in (("task_duration", "unknown"), ("image_pull", "failed")):
+        (observed,) = found[f"oz_worker_{name}_seconds"].distributions
+        assert observed.labels == (("result", result),)
+    assert [dict(point.labels)["worker_id"] for point in found["oz_worker_info"].points] == ["at all"]
+    assert meters.snapshot() == tuple(found.values())
+    assert (("kind", "unknown"),) in {point.labels for point in found["oz_worker_frames_refused_total"].points}
+
+
 def test_failures_are_told_apart_by_whose_they_are() -> None:
     """The labels that alerts go by: memory on the host, and whether the sandbox or the agent in it failed (#112)."""
     key = Key("t", "e")
