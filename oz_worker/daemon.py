@@ -68,6 +68,7 @@ from oz_worker.meters import Meters
 from oz_worker.observe.health import Health
 from oz_worker.observe.logs import Logs
 from oz_worker.own_secrets import own_secrets
+from oz_worker.process import identify
 from oz_worker.redact import Redactor, Secret
 from oz_worker.settings import Settings
 from oz_worker.signals import captured
@@ -300,6 +301,7 @@ class Daemon:
         """Facts for `status` that do not change."""
         settings = self._settings
         about = {"worker_id": settings.worker_id, "backend": settings.backend, "version": __version__}
+        about |= {"start_ticks": str(me.ticks) if (me := identify(os.getpid())) else ""}
         about |= {"pid": str(os.getpid()), "url": self._outbox.origin, "limit": str(settings.max_concurrent_tasks)}
         self._note("worker", about)
         self._note("link", {"state": "connecting"})

@@ -79,7 +79,7 @@ class Engine:
         self._on_death = on_death
         self.registry = Registry(meters)
         self.gate = Gate(limits, self.registry, primary)
-        self.notes = Notes(primary.store, self._waits, self.gate.obstacle, output.hide)
+        self.notes = Notes(primary.store, self._waits, self.troubles, self.gate.full)
         self.cancellation = Cancellation(
             self.registry,
             self.past,
@@ -200,6 +200,10 @@ class Engine:
         self._hurried = True
         for task in self.tasks():
             task.unit.hurry()
+
+    def troubles(self) -> list[str]:
+        """What is in the way of new tasks here, a sentence each, without secrets. Looks at disks."""
+        return [self.output.hide(why) for why in self.gate.troubles()]
 
     def tasks(self) -> list[Task]:
         """A copy of the tasks whose threads are at work."""

@@ -10,7 +10,7 @@ import signal
 import socket
 import sqlite3
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 import pytest
 
@@ -28,27 +28,51 @@ def reasons(port: int) -> str:
     return "" if answer.status == 200 else answer.text
 
 
-def test_readyz_says_why_not_in_each_state_and_healthz_stays_green(rig: Rig) -> None:
-    rig.config |= {"health_listen": "127.0.0.1:0", "flush_timeout": "200ms", "max_concurrent_tasks": 1}
-    worker = rig.start()
-    port = port_of(worker)
-    until(lambda: not reasons(port), "readiness")
+def explained(rig: Rig) -> dict[str, Any]:
+    """What `status --explain` says of the one worker, which is what it says to people too."""
+    words = ["status", "--state-dir", str(rig.state_dir), "--explain"]
+    (account,) = json.loads(rig.run_command(*words, "--json").stdout)
+    told: dict[str, Any] = account["explain"]
+    assert told["ready"] == (not told["why_not"])
+    return told
 
-    rig.plane.down()
-    until(lambda: re.search(r"^not connected to the server \(disconnected\): .+", reasons(port)), "the line's reason")
-    rig.plane.up()
-    until(lambda: not reasons(port), "readiness again")
+
+def both_say(rig: Rig, port: int, pattern: str) -> None:
+    """Block until the page and the command give the same reasons, which fit *pattern*."""
+
+    def same() -> bool:
+        told = "".join(f"{why}\n" for why in explained(rig)["why_not"])
+        return bool(re.fullmatch(pattern, told)) and told == reasons(port)
+
+    until(same, f"{pattern!r} on both")
+
+
+def test_readyz_and_status_give_the_same_reasons_in_each_state_and_healthz_stays_green(rig: Rig) -> None:
+    rig.config |= {"health_listen": "127.0.0.1:0", "flush_timeout": "200ms", "max_concurrent_tasks": 1}
+    worker = rig.start(odd="upkeep")
+    port = port_of(worker)
+    both_say(rig, port, "")
 
     shutil.move(rig.workspaces, rig.place / "elsewhere")
-    until(lambda: reasons(port) == f"backend: workspace_root {rig.workspaces} is gone; make it again or mount it\n", "")
+    gone = f"backend: workspace_root {re.escape(str(rig.workspaces))} is gone; make it again or mount it\n"
+    both_say(rig, port, gone)
+    rig.plane.down()  # the reason of a dial that fails is always the same, that of a break is not
+    both_say(rig, port, r"not connected to the server \(disconnected\): .+ refused .+\n" + gone)
     shutil.move(rig.place / "elsewhere", rig.workspaces)
-    until(lambda: not reasons(port), "readiness again")
+    rig.plane.up()
+    both_say(rig, port, "")
+
+    worker.send(signal.SIGSTOP)
+    until(lambda: f"`kill -CONT {worker.pid}` lets it go on" in explained(rig)["why_not"][0], "the cure of a stop")
+    worker.send(signal.SIGCONT)
+    both_say(rig, port, "")
 
     task = rig.submit(UP_AND_WAIT)
     until((rig.place / "up").exists, "the agent")
-    assert reasons(port) == "", "all slots are taken: that is the work, no fault"
+    until(lambda: explained(rig)["full"] == "1 tasks of at most 1", "the full house")
+    both_say(rig, port, "")  # that is the work, no fault
     worker.send(signal.SIGUSR1)
-    until(lambda: reasons(port) == "stopping (draining): no new tasks are taken\n", "the drain's reason")
+    both_say(rig, port, r"stopping \(draining\): no new tasks are taken\n")
     assert page(port, "/healthz") == (200, "healthy\n")
     answer = until(lambda: (found := page(port, "/status")).status == 200 and found, "the status")
     asked = json.loads(answer.text)
