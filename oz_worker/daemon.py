@@ -269,8 +269,8 @@ class Daemon:
         self._outbox.acknowledged(count)
 
     def unfinished(self) -> bool:
-        """Whether anything is undelivered."""
-        return self._outbox.unfinished()
+        """Whether anything is undelivered, or the answer to a cancel that came in during the stop is still to come."""
+        return self._outbox.unfinished() or self._engine.cancellation.busy()
 
     def received(self, text: str) -> bool:
         """A message came in."""

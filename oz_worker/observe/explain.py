@@ -48,8 +48,8 @@ def silence(facts: Facts) -> str:
     if not isinstance(at, (int, float)) or time.time() - at < SILENT_SECONDS:
         return ""
     return (
-        f"it has written nothing down for {_ago(at)}, so what stands here may be old: its disk is full, or it hangs;"
-        " its log says more, with all stacks after a USR2 to its process"
+        f"it has written nothing down for {_ago(at)}, so what stands here may be old: its disk is full, it hangs, or is"
+        " busy removing much; its log says more, with all stacks after a USR2 to its process"
     )
 
 
