@@ -15,8 +15,6 @@ from oz_worker.model import Refusal
 
 logger = logging.getLogger(__name__)
 
-STARTING = "starting: the state and the backend are being opened"
-"""The whole of that list before there is anything to ask."""
 _OF_PLACE = (Refusal.DISK, Refusal.BACKEND)
 MOST_THREADS = 1000
 """Tasks at once when the operator sets no limit: each costs a parked thread."""
@@ -102,6 +100,11 @@ class Gate:
     def full(self) -> str:
         """How many tasks there are when there is room for no more, "" while there is."""
         return next((why for refusal, why in self.obstacles() if refusal is Refusal.AT_CAPACITY), "")
+
+
+def starting(why: str) -> str:
+    """The whole of the list below before there is anything to ask. *why*: what the start waits for, "" when nothing."""
+    return f"starting: {why or 'the state and the backend are being opened'}"
 
 
 def why_not_ready(step: str, link: Mapping[str, str], troubles: Iterable[str]) -> list[str]:

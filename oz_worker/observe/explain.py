@@ -16,7 +16,7 @@ from oz_worker.rows import OutboxRow, TaskRow
 from oz_worker.timing import format_duration
 
 Facts = Mapping[str, Mapping[str, Any]]
-NOTED = (INTAKE, REJECTIONS, WAITS)
+NOTED = (INTAKE, REJECTIONS, WAITS, "start")
 """The facts that only an explanation shows."""
 SILENT_SECONDS = 3 * BEAT_SECONDS
 """After that a worker should have written again, also one that is busy removing much."""

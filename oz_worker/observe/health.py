@@ -58,6 +58,7 @@ class Health:
         self._meters = meters
         self._engine: Engine | None = None
         self._link: Mapping[str, str] = {"state": "connecting"}
+        self._starting = ""  # what the start waits for; written by the thread that waits
         self._step = "running"
         self._told = ""
         self._listener: Listener | None = None
@@ -107,6 +108,11 @@ class Health:
         self._told = self._standing()
         self._notify.ready(self._told)
 
+    def starts(self, why: str) -> None:
+        """The start waits, and for what. Any thread."""
+        self._starting = why
+        self._notify.status(gate.starting(why))
+
     def tripped(self) -> None:
         """A thread died or is stuck, and the worker leaves for that: counted, also for the next start.
 
@@ -143,7 +149,7 @@ class Health:
         """Why no task is taken, a sentence each. May look at disks."""
         engine = self._engine
         if engine is None:
-            return [gate.STARTING]
+            return [gate.starting(self._starting)]
         return gate.why_not_ready(self._step, self._link, engine.troubles())
 
     def _ready(self) -> Reply:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Mapping, Sequence, TypeVar
 
 from oz_worker import rows, slots
-from oz_worker.engine.gate import STARTING
+from oz_worker.engine import gate
 from oz_worker.engine.notes import INTAKE
 from oz_worker.errors import ExitCode, NotUsable
 from oz_worker.lifecycle import FINAL
@@ -209,13 +209,15 @@ def account_of(path: Path, *, explained: bool = False) -> dict[str, Any]:
         return account
     waiting, tasks, facts = read
     said = facts
-    if found is not None and not _speaks_of(facts, found):
+    if found is not None and not _is_of(facts.get("worker", {}), found):  # it starts, and has not written any yet
         said = {name: fact for name, fact in facts.items() if name not in ("link", "stop", INTAKE)}
     if found is not None and (trouble := _standstill(found) or explain.silence(said)):
         account["trouble"] = trouble
     if explained and found is not None:
         why_not = [account["trouble"]] if "trouble" in account else []
-        why_not += explain.why_not_ready(said) if said is facts else [STARTING]
+        start = facts.get("start", {})
+        starting = gate.starting(start.get("why", "") if _is_of(start, found) else "")
+        why_not += explain.why_not_ready(said) if said is facts else [starting]
         told = {"full": explain.full(said), "rejections": explain.rejections(facts)}
         account["explain"] = {"ready": not why_not, "why_not": why_not, **told}
     facts = said
@@ -228,10 +230,9 @@ def account_of(path: Path, *, explained: bool = False) -> dict[str, Any]:
     return account
 
 
-def _speaks_of(facts: Mapping[str, Any], found: Holder) -> bool:
-    """Whether the process that holds the instance has written these facts: one that starts has not written any yet."""
-    worker = facts.get("worker", {})
-    return (worker.get("pid"), worker.get("start_ticks")) == (str(found.pid), str(found.start_ticks))
+def _is_of(fact: Mapping[str, Any], found: Holder) -> bool:
+    """Whether the process that holds the instance has written this fact, and none before it."""
+    return (fact.get("pid"), fact.get("start_ticks")) == (str(found.pid), str(found.start_ticks))
 
 
 def _standstill(found: Holder) -> str:
