@@ -14,6 +14,7 @@ from typing import Any, Callable
 
 import pytest
 
+from oz_worker.observe import notify
 from tests.faults.stuck import page, port_of
 from tests.rawserver import Peer, RawServer
 from tests.rig import SAFETY, Rig, living_environments, until
@@ -203,6 +204,8 @@ def test_the_service_manager_is_told_and_no_task_can_speak_to_it(rig: Rig, kind:
     rig.plane.up()
     until(manager.hears(rf"STATUS=connected: {re.escape(rig.plane.url.partition('/api')[0])}.*"), "the connection")
     until(manager.hears("WATCHDOG=1"), "a sign of life, which asks for no more time while nothing passes")
+    worker.send(signal.SIGHUP)
+    worker.wait_log("HUP: the log file is opened anew")
 
     task = rig.submit(f"cat /proc/self/environ /proc/$PPID/environ > $HOME/env; {UP_AND_WAIT}")
     until((rig.place / "up").exists, "the agent")
@@ -220,16 +223,54 @@ def test_the_service_manager_is_told_and_no_task_can_speak_to_it(rig: Rig, kind:
     (rig.place / "go").touch()
     rig.plane.wait_acknowledged(task)
     assert worker.process.wait(SAFETY) == 0
+    manager.hears("")()
+    assert [one for one in manager.heard if "RELOADING" in one] == [], "nothing is loaded anew, whatever a HUP does"
     manager.socket.close()
     rig.own_files.add("env")
     Path(rig.place / "notify").unlink(missing_ok=True)
     rig.audit()
 
 
-def test_a_manager_that_has_gone_away_hurts_nobody(rig: Rig) -> None:
-    worker = rig.start(env={"NOTIFY_SOCKET": str(rig.place / "nobody"), "WATCHDOG_USEC": "soon"})
+@pytest.mark.parametrize("ever", [True, False])
+def test_a_manager_that_has_gone_away_hurts_nobody(rig: Rig, ever: bool) -> None:
+    address = rig.place / "notify"
+    manager = Manager(str(address)) if ever else None
+    worker = rig.start(env={"NOTIFY_SOCKET": str(address), "WATCHDOG_USEC": "400000", "WATCHDOG_PID": ""})
+    if manager is not None:
+        until(manager.hears("WATCHDOG=1"), "a sign of life")
+        manager.socket.close()
+        address.unlink()
+    worker.wait_log("NOTIFY_SOCKET")
     task = rig.submit("exit 0")
     rig.plane.wait_acknowledged(task)
     assert worker.stop() == 0
     assert worker.log.count("NOTIFY_SOCKET") == 1
     rig.audit()
+
+
+@pytest.mark.parametrize(
+    ("variables", "seconds"),
+    [
+        ({"WATCHDOG_USEC": "30000000"}, 30.0),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": str(os.getpid())}, 30.0),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "1"}, 0.0),
+        ({"WATCHDOG_USEC": "1"}, 0.2),  # not a loop that does nothing else
+        *(({"WATCHDOG_USEC": odd}, 0.0) for odd in ("", "0", "-1", "soon", "1e6", " 9", "9" * 5000, "\u00b2")),
+    ],
+)
+def test_signs_of_life_are_for_who_wants_them_of_this_process(
+    tmp_path: Path, variables: dict[str, str], seconds: float
+) -> None:
+    manager = Manager(str(tmp_path / "notify"))
+    environ = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "OTHER": "stays", **variables}
+    ear = notify.Notify(environ)
+    assert (ear.watched_seconds, environ) == (seconds, {"OTHER": "stays"})
+    ear.looked(True)
+    ear.ready("up\nREADY=0")
+    ear.looked(True)
+    ear.looked(False)
+    manager.hears("")()
+    sign = ["WATCHDOG=1"] if seconds else []
+    extension = "EXTEND_TIMEOUT_USEC=60000000"
+    assert manager.heard == ["\n".join([*sign, extension]), "READY=1\nSTATUS=up READY=0", *sign]
+    manager.socket.close()
