@@ -42,14 +42,25 @@ import json
 import logging
 import os
 import queue
-import select
 import signal
 import threading
 import time
 from pathlib import Path
-from typing import Callable, Sequence, TypeVar
+from typing import Sequence
 
-from oz_worker import __version__, about, backends, instruments, measuring, portions, rows, slots, threads, vitals
+from oz_worker import (
+    __version__,
+    about,
+    backends,
+    instruments,
+    measuring,
+    opening,
+    portions,
+    rows,
+    slots,
+    threads,
+    vitals,
+)
 from oz_worker.dialects.oz import reports
 from oz_worker.dialects.oz.session import OzSession
 from oz_worker.engine import recovery
@@ -67,19 +78,16 @@ from oz_worker.link.traffic import Directive
 from oz_worker.meters import Meters
 from oz_worker.observe.health import Health
 from oz_worker.observe.logs import Logs
+from oz_worker.opening import CLOSE_SECONDS
 from oz_worker.own_secrets import own_secrets
 from oz_worker.redact import Redactor, Secret
 from oz_worker.settings import Settings
 from oz_worker.signals import captured
 from oz_worker.slots import Slot
 from oz_worker.stopping import Stopping
-from oz_worker.store import Store
 from oz_worker.threads import Deaths, Waker
 
 logger = logging.getLogger(__name__)
-
-CLOSE_SECONDS = 5.0
-T = TypeVar("T")
 
 
 def run(settings: Settings, warnings: Sequence[str]) -> int:
@@ -135,21 +143,25 @@ def _run(
     observers = measuring.choose(settings, slot.id, meters, os.environ)
 
     def open_instance(left: Slot) -> Instance:
-        return _open_instance(settings, left, deaths, meters)
+        return opening.open_instance(settings, left, deaths, meters)
 
-    def opening() -> Instance:
+    def open_primary() -> Instance:
         health.listen(settings.health_listen)  # here, because a name may take its time
         return open_instance(slot)
 
     parts.callback(health.close)
-    primary = _interruptible(opening, waker, inbox)
-    if primary is None:
+    if (primary := opening.interruptible(open_primary, waker, inbox)) is None:
         logger.info("stopped before the start was complete")
         return ExitCode.STOPPED
     parts.callback(primary.store.close, CLOSE_SECONDS)
     parts.callback(primary.backend.close)
 
     backends.refuse_shutdown(settings, primary.backend.capabilities)
+    say = functools.partial(_say_what_the_start_waits_for, primary, health, known.everywhere)
+    found = opening.interruptible(lambda: opening.found_outside(primary, say), waker, inbox)
+    if found is None:
+        logger.info("stopped before the start was complete: what runs is left for the next one")
+        return ExitCode.STOPPED
     outbox = Outbox(portions.origin(settings.web_socket_url), waker.wake)
     engine = Engine(
         primary,
@@ -171,7 +183,7 @@ def _run(
         engine.follower = Follower(lambda: [task.source() for task in engine.tasks()], known)
         engine.follower.start(deaths)
         parts.callback(engine.follower.stop)
-    count = recovery.recover(engine, primary)
+    count = recovery.recover(engine, primary, found)
     if count:
         logger.info("%d tasks of the worker before this one are taken up", count)
     parts.callback(_close_others, engine)
@@ -238,7 +250,7 @@ class Daemon:
 
     def on_wake(self) -> Directive:
         """Handle signals, deaths and timers; say what the link is to do."""
-        for number in _drained(self._inbox):
+        for number in opening.drained(self._inbox):
             self._signalled(number)
         while (name := self._deaths.taken()) is not None:
             self._health.tripped()
@@ -268,8 +280,8 @@ class Daemon:
         self._outbox.acknowledged(count)
 
     def unfinished(self) -> bool:
-        """Whether anything is undelivered."""
-        return self._outbox.unfinished()
+        """Whether anything is undelivered, or the answer to a cancel that came in during the stop is still to come."""
+        return self._outbox.unfinished() or self._engine.cancellation.busy()
 
     def received(self, text: str) -> bool:
         """A message came in."""
@@ -300,7 +312,7 @@ class Daemon:
         """Facts for `status` that do not change."""
         settings = self._settings
         about = {"worker_id": settings.worker_id, "backend": settings.backend, "version": __version__}
-        about |= {"pid": str(os.getpid()), "url": self._outbox.origin, "limit": str(settings.max_concurrent_tasks)}
+        about |= opening.this_process() | {"url": self._outbox.origin, "limit": str(settings.max_concurrent_tasks)}
         self._note("worker", about)
         self._note("link", {"state": "connecting"})
 
@@ -335,28 +347,10 @@ class Daemon:
         self._engine.primary.store.post(lambda db: rows.put_fact(db, name, text), lambda _result, _error: None)
 
 
-def _drained(source: queue.SimpleQueue[T]) -> list[T]:
-    items: list[T] = []
-    while True:
-        try:
-            items.append(source.get_nowait())
-        except queue.Empty:
-            return items
-
-
-def _open_instance(settings: Settings, slot: Slot, on_death: threads.OnDeath, meters: Meters) -> Instance:
-    """The database and the backend of a held directory. Raises NotUsable with nothing left open."""
-    store = Store(slot.path / "state.db")
-    store.start(on_death)
-    try:
-        backend = backends.make_backend(
-            settings, instance=slot.id, instance_dir=slot.path, on_death=on_death, meters=meters
-        )
-        backend.open()
-    except BaseException:
-        store.close(CLOSE_SECONDS)
-        raise
-    return Instance(slot, store, backend)
+def _say_what_the_start_waits_for(primary: Instance, health: Health, hide: Redactor, why: str) -> None:
+    health.starts(hide(why))
+    text = json.dumps({**opening.this_process(), "why": hide(why)})
+    primary.store.post(lambda db: rows.put_fact(db, "start", text))
 
 
 def _close_others(engine: Engine) -> None:
@@ -365,31 +359,3 @@ def _close_others(engine: Engine) -> None:
         vitals.stamp()
         instance.backend.close()
         instance.store.close(CLOSE_SECONDS)
-
-
-def _interruptible(
-    opening: Callable[[], Instance], waker: Waker, inbox: queue.SimpleQueue[signal.Signals]
-) -> Instance | None:
-    """Open on a thread of its own, so that a signal ends a slow start at once: then None. Raises as *opening* does."""
-    answer: queue.SimpleQueue[Instance | BaseException] = queue.SimpleQueue()
-
-    def body() -> None:
-        try:
-            answer.put(opening())
-        except BaseException as error:  # raised again by the main thread
-            answer.put(error)
-        waker.wake()
-
-    threads.start("opening", body, lambda _name, _error: None)
-    poll = select.poll()
-    poll.register(waker.fileno(), select.POLLIN)
-    while True:
-        poll.poll(vitals.wait() * 1000)
-        waker.drain()
-        if any(number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1) for number in _drained(inbox)):
-            return None
-        with contextlib.suppress(queue.Empty):
-            opened = answer.get_nowait()
-            if isinstance(opened, BaseException):
-                raise opened
-            return opened

@@ -141,7 +141,8 @@ class ExitFacts:
     `code` is 0..255 with signals as 128 + signal, or None when it cannot be known. `reason` is what went wrong in
     the backend's eyes, None for success. `detail` is a sentence for people that names the cure. `agent_started` is
     False when it is proven that the agent never ran. `remains` says what could not be confirmed gone and where;
-    empty is the proof that the unit is gone. `oom` marks an end by the kernel's memory killer.
+    empty is the proof that the unit is gone. `oom` marks an end by the kernel's memory killer. `uncancelled` says why
+    a `cancel_command` that had to run for this end has failed.
     """
 
     code: int | None = None
@@ -151,6 +152,7 @@ class ExitFacts:
     remains: str = ""
     dispatched: bool = False
     oom: bool = False
+    uncancelled: str = ""
 
 
 class ReportKind(str, enum.Enum):

@@ -86,6 +86,22 @@ def signs() -> list[Sign]:
         return list(_signs)
 
 
+def troubles() -> list[str]:
+    """What is wrong with the essential threads, a sentence for each; empty when nothing is. Safe from any thread."""
+    return [sentence for sign in signs() if (sentence := _trouble(sign))]
+
+
+def _trouble(sign: Sign) -> str:
+    if sign.dead:
+        return f"thread {sign.name} died"
+    # Whoever asks while the watchdog itself is late has to judge by the clock.
+    late = time.monotonic() - sign.at if sign.name == "watchdog" else sign.late
+    limit = LIMITS[sign.name]
+    return (
+        f"thread {sign.name} has given no sign of life for {late:.0f} s (limit {limit:.0f} s)" if late > limit else ""
+    )
+
+
 def take(source: queue.SimpleQueue[T]) -> T:
     """The next item of *source*; stamps while there is none."""
     while True:

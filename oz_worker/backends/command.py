@@ -203,9 +203,7 @@ class Command(OnHost):
         if facts.reason is not None or not facts.agent_started:
             return facts  # nothing was started, or decide has cancelled it
         problem = self.cancel_dispatched(unit)
-        if problem:
-            logger.warning("unit %s: %s", unit.name, problem)
-        return ExitFacts(code=facts.code, detail=problem)
+        return ExitFacts(code=facts.code, detail=problem, uncancelled=problem)
 
     def stop_dispatcher(self, unit: Unit, run: Run) -> str:
         """End the dispatcher's whole tree, by TERM and KILL."""
@@ -319,7 +317,7 @@ class _Dispatch:
             what, reason = "dispatch_command was killed before its end could be recorded", Reason.DISPATCH_COMMAND
         unsure = "whether the agent was started is unknown"
         cancelled = f"; {cancel}" if cancel else ""
-        return ExitFacts(reason=reason, detail=f"{what}; {unsure}{cancelled}", remains=remains)
+        return ExitFacts(reason=reason, detail=f"{what}; {unsure}{cancelled}", remains=remains, uncancelled=cancel)
 
 
 def _failed(sentence: str, *, started: bool) -> ExitFacts:

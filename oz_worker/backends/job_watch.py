@@ -49,15 +49,15 @@ class Ears(NamedTuple):
 
     `listed(kind, things, began)`: all things of a kind that exist; the list was begun at that monotonic time.
     `changed(kind, type, thing)`: one was ADDED, MODIFIED or DELETED. `due()`: do what time asks for; the monotonic time
-    to be called again. `busy()`: whether anything is followed. `silent(seconds, why)`: the cluster has not answered for
-    so long. `answers()`: it does.
+    to be called again. `busy()`: whether anything is followed. `silent(seconds, error)`: the cluster has not
+    answered, or refused to, for so long. `answers()`: it does.
     """
 
     listed: Callable[[str, list[dict[str, Any]], float], None]
     changed: Callable[[str, str, dict[str, Any]], None]
     due: Callable[[], float]
     busy: Callable[[], bool]
-    silent: Callable[[float, str], None]
+    silent: Callable[[float, Exception], None]
     answers: Callable[[], None]
 
 
@@ -70,7 +70,7 @@ class _Stream:
         self.child: Child | None = None
         self.lines: Lines | None = None
         self.polling_until = 0.0  # monotonic: watching is not allowed, which may be mended until then
-        self.trouble = ""
+        self.trouble: Exception | None = None
         self.next_at = 0.0  # monotonic: not before then; while a child runs, when its silence means that it is dead
         self.began = 0.0
         self.heard = 0.0  # monotonic: the last line, or list; streams that end cleanly and say nothing do not count
@@ -196,13 +196,13 @@ class JobWatch:
 
     def _is_back(self, stream: _Stream) -> None:
         """It answers again: then the other one is asked at once, too."""
-        stream.trouble, stream.pauses = "", _pauses()
+        stream.trouble, stream.pauses = None, _pauses()
         for other in self._streams:
             if other.trouble:
                 other.next_at = 0.0
 
     def _failed(self, stream: _Stream, error: Exception) -> None:
-        stream.trouble = str(error)
+        stream.trouble = error
         stream.version = ""
         stream.next_at = time.monotonic() + next(stream.pauses)
 

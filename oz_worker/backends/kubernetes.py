@@ -34,8 +34,8 @@ from oz_worker.backends.patience import Patience
 from oz_worker.backends.preflight import Preflight
 from oz_worker.backends.removed import Removed
 from oz_worker.backends.silence import Silence
-from oz_worker.cluster import ClusterDown, ClusterError, Object
-from oz_worker.errors import Stopped, TaskFault
+from oz_worker.cluster import ClusterDown, ClusterError, Forbidden, Object
+from oz_worker.errors import NotUsable, Stopped, TaskFault
 from oz_worker.model import Cause, ExitFacts
 from oz_worker.settings import KubernetesOptions
 from oz_worker.timing import Deadline
@@ -305,7 +305,10 @@ class Kubernetes:
 
     def recover(self) -> Sequence[Found]:
         """List the units of this instance, those included that failed lately and of which no trace is left here."""
-        jobs = self._jobs()
+        try:
+            jobs = self._jobs()
+        except Forbidden as error:
+            raise NotUsable(f"{error}; {self._restore()}") from error
         recent = [one for one in jobs if is_kept(one) and age(one, time.time()) < RECENT_SECONDS]
         units = self._listed([*recent, *(one for one in jobs if not _is_settled(one))])
         names = {unit.name for unit in units}
@@ -336,11 +339,20 @@ class Kubernetes:
             if trouble := self._stopper.remove(removed):
                 logger.warning("%s", trouble)
 
-    def _silent(self, seconds: float, why: str) -> None:
-        self._silence.goes_on(why)
+    def _silent(self, seconds: float, error: Exception) -> None:
+        if isinstance(error, Forbidden):  # for ever, perhaps; but a right can come back, so no task is called failed
+            self._silence.goes_on(f"{error}; {self._restore()}", "refuses to say how the tasks are")
+        else:
+            self._silence.goes_on(str(error))
         self._outage = seconds > _OUTAGE_SECONDS
         if self._outage:
             self._board.outage()
+
+    def _restore(self) -> str:
+        return (
+            f"give this account its Role in the namespace {self._cluster.namespace} back"
+            " (deploy/kubernetes/rbac.yaml); if the namespace is gone, cancel its tasks, for their ends stay unknown"
+        )
 
     def _answers(self) -> None:
         if self._outage:  # once more: since the last call that went unanswered there may have been a pause

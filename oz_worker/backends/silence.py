@@ -15,11 +15,12 @@ class Silence:
         self.why = ""
         """One sentence while nothing answers, "" otherwise."""
 
-    def goes_on(self, why: str) -> None:
-        """A call went unanswered."""
-        if not self.why:
-            logger.warning("%s does not answer: %s; running tasks go on", self._whom, why)
-        self.why = f"{self._whom} does not answer: {why}"
+    def goes_on(self, why: str, does: str = "does not answer") -> None:
+        """A call went unanswered, or was refused: then *does* says that."""
+        said = f"{self._whom} {does}"
+        if not self.why.startswith(said):
+            logger.warning("%s: %s; running tasks go on", said, why)
+        self.why = f"{said}: {why}"
 
     def ends(self) -> None:
         """A call was answered."""

@@ -114,7 +114,11 @@ def _docker(options: DockerOptions, environ: Mapping[str, str]) -> list[Probe]:
             Engine(kind, path, environment=environment, instance=programs.instance(), timeout=timeout)
         )
         where = engines.endpoint_of(kind, environ)
-        return Finding(f"{kind} {facts.version}, {facts.system}/{facts.architecture}, {where}")
+        said = f"{kind} {facts.version}, {facts.system}/{facts.architecture}, {where}"
+        if options.platform and options.platform.split("/")[1] != facts.architecture:
+            foreign = f"{said}; backend.docker.platform is {options.platform}, which it runs only by emulation"
+            return Finding(foreign, Outcome.WARNING, f"try `{kind} run --rm --platform {options.platform} IMAGE`")
+        return Finding(said)
 
     upgrade = _UPGRADE.format("docker.engine")
     return [

@@ -79,7 +79,7 @@ class Engine:
         self._on_death = on_death
         self.registry = Registry(meters)
         self.gate = Gate(limits, self.registry, primary)
-        self.notes = Notes(primary.store, self._waits, self.gate.obstacle, output.hide)
+        self.notes = Notes(primary.store, self._waits, self.troubles, self.gate.full)
         self.cancellation = Cancellation(
             self.registry,
             self.past,
@@ -201,6 +201,10 @@ class Engine:
         for task in self.tasks():
             task.unit.hurry()
 
+    def troubles(self) -> list[str]:
+        """What is in the way of new tasks here, a sentence each, without secrets. Looks at disks."""
+        return [self.output.hide(why) for why in self.gate.troubles()]
+
     def tasks(self) -> list[Task]:
         """A copy of the tasks whose threads are at work."""
         return self.registry.tasks()
@@ -212,11 +216,11 @@ class Engine:
         return not arriving and not self.cancellation.busy() and all(task.awaiting_proof for task in self.tasks())
 
     def starting(self) -> bool:
-        """Whether a task is between two states that can be left alone: not running yet, or over and not yet removed.
+        """Whether a task is between two states that can be left alone: not running yet, being cancelled or removed.
 
         What `preserve` waits for, within its limit.
         """
-        passing = [State.ACCEPTED, State.PREPARING, State.ENDING, State.DISPATCHED]
+        passing = [State.ACCEPTED, State.PREPARING, State.CANCELLING, State.ENDING, State.DISPATCHED]
         if self.primary.backend.capabilities.fire_and_forget:
             passing.append(State.RUNNING)
         return any(task.row.state in passing and not task.awaiting_proof for task in self.tasks())

@@ -27,7 +27,8 @@ class Cancellation:
     """Answers cancels. `cancel` may be called from any thread and returns at once.
 
     Commands and listings run on errand threads of their own, each bounded by the backend. The lock guards the set of
-    units whose `cancel_command` runs: there is never more than one for a unit, and a wish is durable before it starts.
+    units whose `cancel_command` runs (there is never more than one for a unit, and a wish is durable before it starts),
+    and the number of cancels that are not decided, or whose answer is not in the outbox yet.
     """
 
     def __init__(
@@ -52,19 +53,24 @@ class Cancellation:
         self._meters = meters
         self._lock = threading.Lock()
         self._running: set[str] = set()
+        self._open = 0
 
     def busy(self) -> bool:
-        """Whether a `cancel_command` runs."""
+        """Whether a `cancel_command` runs, or an answer is still to come. `on_change` is called when that ends."""
         with self._lock:
-            return bool(self._running)
+            return bool(self._running or self._open)
 
     def cancel(self, wanted: Key) -> None:
         """Cancel what matches; without an execution id all executions of the task."""
         primary = self._served()[0]
+        self._begun()
 
         def done(found: list[TaskRow] | None, _error: StoreError | None) -> None:
-            known = [Known(row, primary) for row in found or []]
-            self._cancel_found(wanted, [*known, *self._past.of_task(wanted.task_id)])
+            try:
+                known = [Known(row, primary) for row in found or []]
+                self._cancel_found(wanted, [*known, *self._past.of_task(wanted.task_id)])
+            finally:
+                self._over()
 
         primary.store.post(functools.partial(rows.tasks_of, task_id=wanted.task_id), done)
 
@@ -82,7 +88,8 @@ class Cancellation:
             logger.info("task %s: cancelled by the server", task.key)
             task.end_by(Cause.CANCEL, self._stop_grace)
             if wanted.execution_id:
-                task.ask_closed()
+                self._begun()
+                task.ask_closed(self._over)
         units = {task.row.unit for task in alive}
         # A task that was just handed over may still have its thread: its row is the one in memory.
         rows_alive = {task.row.unit: task.row for task in self._registry.tasks()}
@@ -101,7 +108,8 @@ class Cancellation:
         elif late:
             self._close(wanted, late[-1].row.origin)
         else:
-            self._errand("cancel-unknown", functools.partial(self._close_unknown, wanted))
+            self._begun()
+            self._errand("cancel-unknown", functools.partial(self._close_unknown, wanted), self._over)
 
     def _cancel_dispatched(self, entry: Known) -> None:
         row, instance = entry
@@ -114,28 +122,38 @@ class Cancellation:
             row.cause, row.closed = Cause.CANCEL, False
 
         def run(_saved: bool) -> None:
-            self._errand(f"cancel-{row.unit}", functools.partial(self._run_command, entry))
+            self._errand(f"cancel-{row.unit}", functools.partial(self._run_command, entry), lambda: self._ran(row))
 
         instance.change(row, wish, run)
 
     def _run_command(self, entry: Known) -> None:
         row, instance = entry
-        try:
-            trouble = instance.backend.cancel_dispatched(Unit(row.unit, instance.id, row.key))
-            if trouble:
-                self._meters.count("oz_worker_task_failures_total", phase="cleanup", reason="cancel_command")
-            level = logging.WARNING if trouble else logging.INFO
-            logger.log(level, "task %s: cancel_command run%s", row.key, f": {trouble}" if trouble else "")
-            instance.change(row, lambda row: setattr(row, "closed", True))
-        finally:
-            with self._lock:
-                self._running.discard(row.unit)
-            self._on_change()
+        trouble = instance.backend.cancel_dispatched(Unit(row.unit, instance.id, row.key))
+        if trouble:
+            self._meters.count("oz_worker_task_failures_total", phase="cleanup", reason="cancel_command")
+        level = logging.WARNING if trouble else logging.INFO
+        logger.log(level, "task %s: cancel_command run%s", row.key, f": {trouble}" if trouble else "")
+        instance.change(row, lambda row: setattr(row, "closed", True))
+
+    def _ran(self, row: TaskRow) -> None:
+        with self._lock:
+            self._running.discard(row.unit)
+        self._on_change()
+
+    def _begun(self) -> None:
+        with self._lock:
+            self._open += 1
+
+    def _over(self) -> None:
+        with self._lock:
+            self._open -= 1
+        self._on_change()
 
     def _close(self, key: Key, origin: str) -> None:
         frame = self._encode(Report(ReportKind.CLOSED, key))
         report = OutboxRow("", key, ReportKind.CLOSED, origin, frame, False, time.time())
-        self._outbox.send_durably(report, self._served()[0].store)
+        self._begun()
+        self._outbox.send_durably(report, self._served()[0].store, self._over)
 
     def _close_unknown(self, key: Key) -> None:
         """`execution_closed` for an execution nobody knows, once a listing proves that no unit of it exists."""
@@ -145,8 +163,8 @@ class Cancellation:
         logger.info("cancel of task %s, which is not known here: nothing of it runs", key)
         self._close(key, self._outbox.origin)
 
-    def _errand(self, name: str, body: Callable[[], None]) -> None:
-        """Run *body* on a thread; an error in it is its own, never the worker's."""
+    def _errand(self, name: str, body: Callable[[], None], over: Callable[[], None]) -> None:
+        """Run *body* on a thread, and *over* in any case; an error in it is its own, never the worker's."""
 
         def guarded() -> None:
             try:
@@ -155,13 +173,14 @@ class Cancellation:
                 logger.error("%s could not be done now: %s", name, error)
             except Exception:  # foreign code: the backend's command or listing
                 logger.exception("%s", name)
+            finally:
+                over()
 
         try:
             threads.start(name, guarded, lambda _name, _error: None)
         except RuntimeError as error:  # the limit of threads: the server asks again
             logger.error("%s could not be done now: %s", name, error)
-            with self._lock:
-                self._running.discard(name.removeprefix("cancel-"))
+            over()
 
 
 def _matches(wanted: Key, key: Key) -> bool:

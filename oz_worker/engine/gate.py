@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator
+from typing import Iterable, Iterator, Mapping
 
+from oz_worker import vitals
 from oz_worker.engine.disk import DiskGuard, most_by_descriptors
 from oz_worker.engine.instance import Instance
 from oz_worker.engine.registry import Registry
@@ -14,6 +15,7 @@ from oz_worker.model import Refusal
 
 logger = logging.getLogger(__name__)
 
+_OF_PLACE = (Refusal.DISK, Refusal.BACKEND)
 MOST_THREADS = 1000
 """Tasks at once when the operator sets no limit: each costs a parked thread."""
 
@@ -84,7 +86,35 @@ class Gate:
         """The first of them, which the server is told; later ones are not even looked at."""
         return next(self.obstacles(), (None, ""))
 
-    def obstacle(self) -> str:
-        """The same for people; "" when one is taken."""
-        refusal, why = self.refusal()
-        return "" if refusal is None else refusal.wire + (f": {why}" if why else "")
+    def troubles(self) -> list[str]:
+        """What is wrong with this worker or its place, a sentence each. That all slots are taken is the work, no fault.
+
+        Looks at disks.
+        """
+        found = vitals.troubles()
+        found += [f"{refusal.label}: {why}" for refusal, why in self.obstacles() if refusal in _OF_PLACE]
+        if database := self._primary.store.trouble:
+            found.append(f"the state database cannot be written: {database}")
+        return found
+
+    def full(self) -> str:
+        """How many tasks there are when there is room for no more, "" while there is."""
+        return next((why for refusal, why in self.obstacles() if refusal is Refusal.AT_CAPACITY), "")
+
+
+def starting(why: str) -> str:
+    """The whole of the list below before there is anything to ask. *why*: what the start waits for, "" when nothing."""
+    return f"starting: {why or 'the state and the backend are being opened'}"
+
+
+def why_not_ready(step: str, link: Mapping[str, str], troubles: Iterable[str]) -> list[str]:
+    """Why no task is taken, a sentence each: the one list of `/readyz`, which asks, and of `status --explain`, which
+    reads what was written. *step* is how far a stop has come, *link* the fact of the link, *troubles* the gate's.
+    """
+    found = []
+    if step != "running":
+        found.append(f"stopping ({step}): no new tasks are taken")
+    if (state := link.get("state", "unknown")) != "connected":
+        why = f": {link['why']}" if link.get("why") else ""
+        found.append(f"not connected to the server ({state}){why}")
+    return [*found, *troubles]

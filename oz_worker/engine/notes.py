@@ -24,6 +24,8 @@ REJECTIONS, WAITS, INTAKE = "rejections", "waits", "intake"
 """The names of the facts."""
 KEPT = 50
 """So many of the last rejections are kept, over restarts too."""
+BEAT_SECONDS = 60.0
+"""What is in the way of new tasks is written so often also when nothing has changed: it says that we can write."""
 _PAUSE = 1.0
 _MOST_WAITS = 500
 _LONGEST = 600
@@ -32,25 +34,28 @@ _LONGEST = 600
 class Notes:
     """The notes of one worker. `rejected` may be called from any thread, `look` by upkeep's alone; neither blocks.
 
-    The lock guards `_fresh` and `_next`. *waits* says what each task waits for, *obstacle* why no task would be taken;
-    *hide* takes secrets out of what engines and clusters say.
+    The lock guards `_fresh` and `_next`. *waits* says what each task waits for, *troubles* what is in the way of new
+    ones, *full* how many there are when there is room for no more; *hide* takes secrets out of everything else.
     """
 
     def __init__(
         self,
         store: Store,
         waits: Callable[[], Iterable[tuple[TaskRow, str]]],
-        obstacle: Callable[[], str],
+        troubles: Callable[[], Iterable[str]],
+        full: Callable[[], str],
         hide: Callable[[str], str] = str,
     ) -> None:
         self._store = store
         self._waits = waits
-        self._obstacle = obstacle
+        self._troubles = troubles
+        self._full = full
         self._hide = hide
         self._lock = threading.Lock()
         self._fresh: deque[dict[str, Any]] = deque(maxlen=KEPT)
         self._next = 0.0  # monotonic: not written again before then
         self._written: dict[str, Any] = {}  # the facts as they were written last; upkeep's thread only
+        self._beat = 0.0  # monotonic: the last sign that we write; upkeep's thread only
 
     def rejected(self, key: Key, refusal: Refusal, why: str) -> None:
         """A task was refused."""
@@ -70,12 +75,16 @@ class Notes:
             (row.unit, [row.state.value, self._hide(text)[:_LONGEST]]) for row, text in self._waits() if text
         )
         self._put(WAITS, {"units": dict(found[:_MOST_WAITS])})
-        self._put(INTAKE, {"why": self._hide(self._obstacle())[:_LONGEST]})
+        if time.monotonic() - self._beat >= BEAT_SECONDS:
+            self._written.pop(INTAKE, None)
+        troubles = [why[:_LONGEST] for why in self._troubles()]
+        self._put(INTAKE, {"troubles": troubles, "full": self._full()})
 
     def _put(self, name: str, fact: Mapping[str, Any]) -> None:
         if self._written.get(name) == fact or self._store.trouble:
             return
         self._written[name] = fact
+        self._beat = time.monotonic() if name == INTAKE else self._beat
         text = json.dumps({**fact, "at": time.time()})
 
         def done(_result: object, error: StoreError | None) -> None:

@@ -150,12 +150,13 @@ class Outbox:
         """A report that is durable (`row.id`) or could not be made so (0): on its way until acknowledged."""
         self._add(Entry(row, store, on_ack, 0))
 
-    def send_durably(self, row: OutboxRow, store: Store) -> None:
-        """Put a report that needs no task's row into the database, then on its way. Returns at once."""
+    def send_durably(self, row: OutboxRow, store: Store, then: Callable[[], None]) -> None:
+        """Put a report that needs no task's row into the database, then on its way, then call *then*. Blocks never."""
 
         def done(report_id: int | None, error: object) -> None:
             row.id = report_id or 0 if error is None else 0
             self.send(row, store)
+            then()
 
         store.post(functools.partial(rows.add_report, row=row), done)
 

@@ -50,10 +50,11 @@ class Output:
 
     def without_secrets(self, unit: Unit, facts: ExitFacts) -> ExitFacts:
         """*facts* whose sentences, which quote programs, engines and policies, can be shown; ids stay."""
-        if not facts.detail and not facts.remains:
+        if not facts.detail and not facts.remains and not facts.uncancelled:
             return facts
         redact = self._known.redactor(value for value in unit.secrets or () if value not in unit.key)
-        return replace(facts, detail=redact(facts.detail), remains=redact(facts.remains))
+        detail, remains, uncancelled = map(redact, (facts.detail, facts.remains, facts.uncancelled))
+        return replace(facts, detail=detail, remains=remains, uncancelled=uncancelled)
 
     def tail(self, backend: Backend, unit: Unit) -> str:
         """The last lines of the unit's output, redacted, at most 20 lines and 2 KiB."""

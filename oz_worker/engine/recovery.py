@@ -33,12 +33,12 @@ logger = logging.getLogger(__name__)
 MOST_ATTEMPTS = 64
 
 
-def recover(engine: Engine, instance: Instance) -> int:
+def recover(engine: Engine, instance: Instance, listed: Sequence[Found] | None = None) -> int:
     """Take up everything of *instance*; how many tasks are being worked on again. Blocks in the store and the backend.
 
-    Raises StoreError when the database cannot be read.
+    *listed*: what the backend's `recover` has said already. Raises StoreError when the database cannot be read.
     """
-    units = {found.name: found for found in instance.backend.recover()}
+    units = {found.name: found for found in (instance.backend.recover() if listed is None else listed)}
     unfinished = instance.store.do(rows.open_tasks)
     settled = {row.unit: row for row in instance.store.do(rows.settled_with_rest)}
     waiting = instance.store.do(rows.reports)

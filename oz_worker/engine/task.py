@@ -205,6 +205,7 @@ class Task:
             return
         if facts.dispatched:  # another cause was committed first; `stop`, which cancels by itself, was not called
             self._say_trouble("cancel_command", self.instance.backend.cancel_dispatched(self.unit))
+        self._say_trouble("cancel_command", facts.uncancelled)
         well = facts.code == 0 and facts.reason is None and self.unit.cause is None  # then nobody reads the tail
         tail = "" if well else self._guarded(lambda: self._around.output.tail(self.instance.backend, self.unit))
         report_of: list[OutboxRow] = []
@@ -383,19 +384,25 @@ class Task:
         logger.info("task %s: everything is gone now", self.key)
         self._around.slot_freed(self)
 
-    def ask_closed(self) -> None:
-        """Answer a cancel by `execution_closed`: now if the unit is proven gone, else once it is. From any thread."""
+    def ask_closed(self, then: Callable[[], None]) -> None:
+        """Answer a cancel by `execution_closed`: now if the unit is proven gone, else once it is. From any thread.
+
+        *then* is called once the answer is on its way, or this task's thread has it to give.
+        """
         with self._closing:
             gone = self._gone
             self._closing_asked = True
         if gone:
-            self._send_closed()
+            self._send_closed(then)
+        else:
+            then()
 
-    def _send_closed(self) -> threading.Event:
+    def _send_closed(self, finally_: Callable[[], None] = lambda: None) -> threading.Event:
         """Tell the server that this execution is proven gone, if it has an id. Set once that is on its way."""
         sent = threading.Event()
         if not self.key.execution_id:
             sent.set()
+            finally_()
             return sent
         frame = self._around.encode(Report(ReportKind.CLOSED, self.key))
         report = OutboxRow(self.row.unit, self.key, ReportKind.CLOSED, self.row.origin, frame, False, time.time())
@@ -409,6 +416,7 @@ class Task:
             report.id = report.id if saved else 0
             self._around.outbox.send(report, self.instance.store)
             sent.set()
+            finally_()
 
         self.instance.transact(self.row, close, then)
         return sent

@@ -9,14 +9,17 @@ from __future__ import annotations
 import time
 from typing import Any, Mapping, Sequence
 
-from oz_worker.engine.notes import INTAKE, REJECTIONS, WAITS
+from oz_worker.engine import gate
+from oz_worker.engine.notes import BEAT_SECONDS, INTAKE, REJECTIONS, WAITS
 from oz_worker.lifecycle import FINAL, State
 from oz_worker.rows import OutboxRow, TaskRow
 from oz_worker.timing import format_duration
 
 Facts = Mapping[str, Mapping[str, Any]]
-NOTED = (INTAKE, REJECTIONS, WAITS)
+NOTED = (INTAKE, REJECTIONS, WAITS, "start")
 """The facts that only an explanation shows."""
+SILENT_SECONDS = 3 * BEAT_SECONDS
+"""After that a worker should have written again, also one that is busy removing much."""
 
 _DOING = {
     State.ACCEPTED: "accepted",
@@ -29,16 +32,25 @@ _BECAUSE = {"cancel": "the server cancelled it", "shutdown": "the worker stops",
 
 
 def why_not_ready(facts: Facts) -> list[str]:
-    """Why the running worker with these *facts* takes no task just now, a sentence each; empty when it takes them."""
-    found = []
-    stop, link = facts.get("stop", {}), facts.get("link", {})
-    if stop.get("step", "running") != "running":
-        found.append(f"it is stopping ({stop['step']})")
-    if link.get("state") != "connected":
-        found.append(f"it is not connected: {of_link(link)}")
-    if why := facts.get(INTAKE, {}).get("why"):
-        found.append(f"new tasks are rejected: {why}")
-    return found
+    """The sentences of `/readyz` about the running worker with these *facts*; empty when it is ready."""
+    step = facts.get("stop", {}).get("step", "running")
+    return gate.why_not_ready(step, facts.get("link", {}), facts.get(INTAKE, {}).get("troubles", []))
+
+
+def full(facts: Facts) -> str:
+    """How many tasks there are when there is room for no more, "" while there is."""
+    return str(facts.get(INTAKE, {}).get("full", ""))
+
+
+def silence(facts: Facts) -> str:
+    """A sentence about a worker that has written nothing down for too long."""
+    at = facts.get(INTAKE, {}).get("at")
+    if not isinstance(at, (int, float)) or time.time() - at < SILENT_SECONDS:
+        return ""
+    return (
+        f"it has written nothing down for {_ago(at)}, so what stands here may be old: its disk is full, it hangs, or is"
+        " busy removing much; its log says more, with all stacks after a USR2 to its process"
+    )
 
 
 def of_link(link: Mapping[str, Any]) -> str:

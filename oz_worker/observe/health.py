@@ -24,11 +24,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Mapping, MutableMapping
 
-from oz_worker import threads
+from oz_worker import threads, vitals
+from oz_worker.engine import gate
 from oz_worker.errors import NotUsable
 from oz_worker.meters import Meters
-from oz_worker.model import Refusal
-from oz_worker.observe import watchdog
 from oz_worker.observe.http import Listener, Reply
 from oz_worker.observe.logs import Logs
 from oz_worker.observe.notify import Notify
@@ -61,6 +60,7 @@ class Health:
         self._meters = meters
         self._engine: Engine | None = None
         self._link: Mapping[str, str] = {"state": "connecting"}
+        self._starting = ""  # what the start waits for; written by the thread that waits
         self._step = "running"
         self._told = ""
         self._listener: Listener | None = None
@@ -111,6 +111,11 @@ class Health:
         self._told = self._standing()
         self._notify.ready(self._told)
 
+    def starts(self, why: str) -> None:
+        """The start waits, and for what. Any thread."""
+        self._starting = why
+        self._notify.status(gate.starting(why))
+
     def tripped(self) -> None:
         """A thread died or is stuck, and the worker leaves for that: counted once, also for the next start.
 
@@ -147,21 +152,11 @@ class Health:
         return f"{stop}{link['state']}{where}"
 
     def why_not_ready(self) -> list[str]:
-        """Why no task is taken, a sentence each. May look at disks. That all slots are taken is the work, no fault."""
+        """Why no task is taken, a sentence each. May look at disks."""
         engine = self._engine
         if engine is None:
-            return ["starting: the state and the backend are being opened"]
-        found, link = watchdog.troubles(), self._link
-        if self._step != "running":
-            found.append(f"stopping ({self._step}): no new tasks are taken")
-        if link["state"] != "connected":
-            why = f": {link['why']}" if link.get("why") else ""
-            found.append(f"not connected to the server ({link['state']}){why}")
-        of_place = (Refusal.DISK, Refusal.BACKEND)
-        found += [f"{refusal.label}: {why}" for refusal, why in engine.gate.obstacles() if refusal in of_place]
-        if database := engine.primary.store.trouble:
-            found.append(f"the state database cannot be written: {database}")
-        return found
+            return [gate.starting(self._starting)]
+        return gate.why_not_ready(self._step, self._link, engine.troubles())
 
     def _ready(self) -> Reply:
         found = self.why_not_ready()
@@ -190,7 +185,7 @@ def place_of(address: str) -> tuple[str, int]:
 
 
 def _healthz() -> Reply:
-    found = watchdog.troubles()
+    found = vitals.troubles()
     return Reply(503 if found else 200, _lines(found or ["healthy"]))
 
 

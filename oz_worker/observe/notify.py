@@ -11,6 +11,9 @@ logger = logging.getLogger(__name__)
 
 EXTEND_SECONDS = 60
 """What a start or a stop that goes on asks for beyond the manager's own limit, anew at each look of the watchdog."""
+LEAST_SECONDS = 0.2
+"""A manager that wants signs more often than that gets them so often."""
+_MOST_DIGITS = 20
 _VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
@@ -25,9 +28,11 @@ class Notify:
         self._address = "\0" + address[1:] if address.startswith("@") else address
         self._passing = True  # whether we are starting or stopping: what goes on may take its time
         self._told = ""
-        meant = pid in ("", str(os.getpid()))
-        self.watched_seconds = int(period) / 1e6 if meant and address and period.isdecimal() else 0.0
-        """How often the manager wants a sign of life, 0 for never."""
+        meant = address and pid in ("", str(os.getpid()))
+        # Longer numbers are nobody's period, and none is worth a loop that does nothing else.
+        wanted = int(period) / 1e6 if meant and period.isdecimal() and len(period) < _MOST_DIGITS else 0.0
+        self.watched_seconds = max(wanted, LEAST_SECONDS) if wanted else 0.0
+        """How often the manager wants a sign of life of this process, 0 for never."""
 
     def ready(self, status: str) -> None:
         """The start is over."""
@@ -44,10 +49,14 @@ class Notify:
         self._send(f"STATUS={status}")
 
     def looked(self, sound: bool) -> None:
-        """At each look of the watchdog: while all threads are *sound*, say so."""
-        if sound:
-            extension = [f"EXTEND_TIMEOUT_USEC={EXTEND_SECONDS * 1_000_000}"] if self._passing else []
-            self._send("WATCHDOG=1", *extension)
+        """At each look of the watchdog: while all threads are *sound*, say so.
+
+        To a manager that watches another process, such as a wrapper, our life is no sign of that one's.
+        """
+        lines = ["WATCHDOG=1"] if self.watched_seconds else []
+        lines += [f"EXTEND_TIMEOUT_USEC={EXTEND_SECONDS * 1_000_000}"] if self._passing else []
+        if sound and lines:
+            self._send(*lines)
 
     def _send(self, *lines: str) -> None:
         if not self._address:

@@ -13,13 +13,16 @@ import sqlite3
 import sys
 import time
 from pathlib import Path
-from typing import Any, Sequence, TypeVar
+from typing import Any, Mapping, Sequence, TypeVar
 
 from oz_worker import rows, slots
+from oz_worker.engine import gate
+from oz_worker.engine.notes import INTAKE
 from oz_worker.errors import ExitCode, NotUsable
 from oz_worker.lifecycle import FINAL
 from oz_worker.observe import explain
 from oz_worker.observe.logs import lines_of
+from oz_worker.process import read_stat
 from oz_worker.rows import TaskRow
 from oz_worker.slots import Holder
 from oz_worker.store import peek
@@ -44,7 +47,9 @@ def status_command(
         sys.stdout.write("".join(map(_for_people, shown)))
     if any(account["running"] for account in accounts):
         return ExitCode.STOPPED
-    raise NotUsable(f"no worker runs in {' or '.join(state_dirs)}; start one, or name its directory with --state-dir")
+    which = f" with the instance id {instance_id}" if instance_id else ""
+    places = " or ".join(state_dirs)
+    raise NotUsable(f"no worker{which} runs in {places}; start one, or name its directory with --state-dir")
 
 
 def explain_command(state_dirs: Sequence[str], *, task_id: str, instance_id: str, as_json: bool) -> int:
@@ -146,7 +151,13 @@ def _shows(row: TaskRow) -> str:
 
 
 def _chosen(state_dirs: Sequence[str], instance_id: str) -> list[Path]:
-    paths = [path for state_dir in state_dirs for path in slots.instances(Path(state_dir))]
+    try:
+        paths = [path for state_dir in state_dirs for path in slots.instances(Path(state_dir))]
+    except OSError as error:
+        raise NotUsable(
+            f"{error.filename} cannot be read ({error.strerror}); ask as the user who runs the worker, or name another"
+            " directory with --state-dir"
+        ) from None
     return [path for path in paths if instance_id in ("", path.name)]
 
 
@@ -189,12 +200,27 @@ def account_of(path: Path, *, explained: bool = False) -> dict[str, Any]:
         account["reachable"] = slots.reachable(found)
     read = peek(path / "state.db", lambda db: (rows.reports(db), rows.open_tasks(db), _facts(db)))
     if read is None:
-        account["trouble"] = "the database cannot be read"
+        account["trouble"] = (
+            "the database cannot be read: ask as the worker's user; one that is damaged is set aside, and what can be"
+            " saved of it is, when the worker is started again"
+        )
+        if explained and found is not None:
+            account["explain"] = {"ready": False, "why_not": [account["trouble"]], "full": "", "rejections": []}
         return account
     waiting, tasks, facts = read
+    said = facts
+    if found is not None and not _is_of(facts.get("worker", {}), found):  # it starts, and has not written any yet
+        said = {name: fact for name, fact in facts.items() if name not in ("link", "stop", INTAKE)}
+    if found is not None and (trouble := _standstill(found) or explain.silence(said)):
+        account["trouble"] = trouble
     if explained and found is not None:
-        why_not = explain.why_not_ready(facts)
-        account["explain"] = {"ready": not why_not, "why_not": why_not, "rejections": explain.rejections(facts)}
+        why_not = [account["trouble"]] if "trouble" in account else []
+        start = facts.get("start", {})
+        starting = gate.starting(start.get("why", "") if _is_of(start, found) else "")
+        why_not += explain.why_not_ready(said) if said is facts else [starting]
+        told = {"full": explain.full(said), "rejections": explain.rejections(facts)}
+        account["explain"] = {"ready": not why_not, "why_not": why_not, **told}
+    facts = said
     account["facts"] = {name: fact for name, fact in facts.items() if name not in explain.NOTED}
     account["tasks"] = [_task(row) for row in tasks if row.state not in FINAL]
     account["outbox"] = {
@@ -202,6 +228,19 @@ def account_of(path: Path, *, explained: bool = False) -> dict[str, Any]:
         "oldest_seconds": round(time.time() - min((r.created_at for r in waiting), default=time.time()), 1),
     }
     return account
+
+
+def _is_of(fact: Mapping[str, Any], found: Holder) -> bool:
+    """Whether the process that holds the instance has written this fact, and none before it."""
+    return (fact.get("pid"), fact.get("start_ticks")) == (str(found.pid), str(found.start_ticks))
+
+
+def _standstill(found: Holder) -> str:
+    """A sentence about a process that somebody has stopped."""
+    stat = read_stat(found.pid) if slots.reachable(found) else None
+    if stat is None or stat.state not in ("T", "t"):
+        return ""
+    return f"process {found.pid} is stopped (SIGSTOP, or a debugger); `kill -CONT {found.pid}` lets it go on"
 
 
 def _task(row: TaskRow) -> dict[str, Any]:
@@ -223,7 +262,7 @@ def _for_people(account: dict[str, Any]) -> str:
     lines = [
         f"worker {worker.get('worker_id', '?')} ({account['instance']}): {who}, backend {worker.get('backend', '?')}"
     ]
-    if account.get("trouble"):
+    if account.get("trouble") and not account.get("explain"):
         lines.append(f"  {account['trouble']}")
     if account["running"] and link:
         lines.append(f"  link: {lines_of(explain.of_link(link))}")
@@ -241,7 +280,8 @@ def _for_people(account: dict[str, Any]) -> str:
         why = f" ({task['ending_because']})" if task["ending_because"] else ""
         lines.append(f"    {name}: {task['state']}{why} for {format_duration(max(0.0, task['seconds']))}")
     if (explained := account.get("explain")) is not None:
-        lines += [f"  takes no task: {lines_of(why)}" for why in explained["why_not"]] or ["  takes tasks"]
+        full = f"  takes no task: all slots are taken, {explained['full']}" if explained["full"] else "  takes tasks"
+        lines += [f"  takes no task: {lines_of(why)}" for why in explained["why_not"]] or [full]
         lines += [f"  {lines_of(explain.of_rejection(one))}" for one in explained["rejections"][-SHOWN:]]
     return "\n".join(lines) + "\n"
 

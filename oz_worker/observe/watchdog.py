@@ -20,7 +20,6 @@ from typing import Callable
 from oz_worker import threads, vitals
 from oz_worker.errors import ExitCode
 from oz_worker.observe.logs import Logs
-from oz_worker.vitals import Sign
 
 logger = logging.getLogger(__name__)
 
@@ -61,10 +60,10 @@ class Watchdog:
         while True:
             time.sleep(vitals.wait(self._pause))
             now = time.monotonic()
-            before = troubles()
+            before = vitals.troubles()
             _look(min(now - last, 1.5 * self._pause))
             last = now
-            found = troubles()
+            found = vitals.troubles()
             self._on_look(not found)
             if before and found and _late():  # red for one look first: /healthz tells of it, and it may pass
                 self._trip(found)
@@ -90,22 +89,6 @@ class Watchdog:
                 with contextlib.suppress(RuntimeError):  # no thread is left to be had
                     threads.start("watchdog-account", act, lambda _name, _error: None).join(ACCOUNT_SECONDS)
         os._exit(ExitCode.FAULT)
-
-
-def troubles() -> list[str]:
-    """What is wrong with the essential threads, a sentence for each; empty when nothing is. Safe from any thread."""
-    return [sentence for sign in vitals.signs() if (sentence := _trouble(sign))]
-
-
-def _trouble(sign: Sign) -> str:
-    if sign.dead:
-        return f"thread {sign.name} died"
-    # Whoever asks while the watchdog itself is late has to judge by the clock.
-    late = time.monotonic() - sign.at if sign.name == "watchdog" else sign.late
-    limit = vitals.LIMITS[sign.name]
-    return (
-        f"thread {sign.name} has given no sign of life for {late:.0f} s (limit {limit:.0f} s)" if late > limit else ""
-    )
 
 
 def _late() -> bool:

@@ -127,7 +127,14 @@ def test_engines_that_are_missing_old_silent_closed_or_of_another_kind(
     program(bin_dir, "docker", info % ("28.0.1", f"echo '{windows}'"))
     assert "runs windows/amd64 containers" in tried("docker", DockerOptions())["engine"].said
     program(bin_dir, "docker", info % ("28.0.1", f"echo '{windows.replace('windows', 'linux')}'"))
-    assert tried("docker", DockerOptions())["engine"].said == "docker , linux/amd64, docker of this host"
+    assert tried("docker", DockerOptions(platform="linux/amd64"))["engine"].said == (
+        "docker , linux/amd64, docker of this host"
+    )
+    foreign = tried("docker", DockerOptions(platform="linux/arm64/v8"))["engine"]
+    assert (foreign.outcome.value, "linux/arm64/v8, which it runs only by emulation" in foreign.said) == (
+        "warning",
+        True,
+    )
 
     program(bin_dir, "docker", "sleep 300 & wait")
     monkeypatch.setattr(programs, "SECONDS", 0.5)

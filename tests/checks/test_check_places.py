@@ -158,6 +158,21 @@ def test_what_the_environment_asks_for_and_what_cannot_start_here(tmp_path: Path
     assert "control_plane cropscode is not in this version" in shown["platform"].said
 
 
+def test_a_machine_for_which_there_are_no_agents(tmp_path: Path) -> None:
+    """A warning: what would fail is the agent, which is tried itself. The kernel itself claims to be another."""
+    script = (
+        "import sys; from oz_worker.checks import host; from oz_worker.settings import DirectOptions, Settings\n"
+        "direct = DirectOptions(workspace_root=sys.argv[1], oz_path='/bin/true')\n"
+        "print(host._platform(Settings(worker_id='w', backend='direct', options=direct, state_dir=sys.argv[1])))\n"
+    )
+    root = Path(places.__file__).parents[2]
+    words = ["setarch", "i686", sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(words, cwd=root, capture_output=True, text=True, check=True)
+    assert "i686, Python" in done.stdout
+    assert "agents are built for amd64 and arm64 only" in done.stdout
+    assert "WARNING" in done.stdout
+
+
 def test_ports_that_are_taken(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, socket.create_server(("127.0.0.1", 0)) as other:
         port, own = taken.getsockname()[1], other.getsockname()[1]

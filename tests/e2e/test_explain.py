@@ -21,7 +21,7 @@ def test_a_task_and_a_worker_are_explained_from_the_offer_to_the_last_report(rig
     sentence = f"task {refused.task_id}/{refused.execution_id} was rejected "
     assert sentence in rig.explained(refused.task_id)
     assert "worker at maximum concurrency" in rig.explained(refused.task_id)
-    until(lambda: "takes no task: new tasks are rejected: worker at maximum" in rig.explained(), "the obstacle")
+    until(lambda: "takes no task: all slots are taken, 1 tasks of at most 1" in rig.explained(), "the obstacle")
     assert sentence in rig.explained()
 
     (rig.place / "setup").touch()
@@ -30,7 +30,7 @@ def test_a_task_and_a_worker_are_explained_from_the_offer_to_the_last_report(rig
     (rig.place / "go").touch()
     until(lambda: "its report (completed) waits for" in rig.explained(task.task_id), "its end")
     until(lambda: "; next try in" in rig.explained(task.task_id), "a dial that failed")
-    assert "takes no task: it is not connected: disconnected" in rig.explained()
+    assert "takes no task: not connected to the server (disconnected): " in rig.explained()
     rig.plane.up()
     rig.plane.wait_acknowledged(task)
     until(lambda: "the server has read its report" in rig.explained(task.task_id), "the end of it all")
@@ -43,10 +43,10 @@ def test_a_task_and_a_worker_are_explained_from_the_offer_to_the_last_report(rig
     until(lambda: "it is being cancelled" in rig.explained(cancelled.task_id), "the cancel")
     assert "because the server cancelled it" in rig.explained(cancelled.task_id)
     worker.send(signal.SIGUSR1)
-    until(lambda: "takes no task: it is stopping (" in rig.explained(), "the drain")
+    until(lambda: "takes no task: stopping (draining): " in rig.explained(), "the drain")
     answer = rig.run_command("status", "--state-dir", str(rig.state_dir), "--explain", "--json")
     (account,) = json.loads(answer.stdout)
-    assert sorted(account["explain"]) == ["ready", "rejections", "why_not"]
+    assert sorted(account["explain"]) == ["full", "ready", "rejections", "why_not"]
     assert not account["explain"]["ready"]
     assert [one["task_id"] for one in account["explain"]["rejections"]] == [refused.task_id]
     (rig.place / "gone").touch()

@@ -10,10 +10,11 @@ import signal
 import socket
 import sqlite3
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 import pytest
 
+from oz_worker.observe import notify
 from tests.faults.stuck import page, port_of
 from tests.rawserver import Peer, RawServer
 from tests.rig import SAFETY, Rig, living_environments, until
@@ -28,27 +29,51 @@ def reasons(port: int) -> str:
     return "" if answer.status == 200 else answer.text
 
 
-def test_readyz_says_why_not_in_each_state_and_healthz_stays_green(rig: Rig) -> None:
-    rig.config |= {"health_listen": "127.0.0.1:0", "flush_timeout": "200ms", "max_concurrent_tasks": 1}
-    worker = rig.start()
-    port = port_of(worker)
-    until(lambda: not reasons(port), "readiness")
+def explained(rig: Rig) -> dict[str, Any]:
+    """What `status --explain` says of the one worker, which is what it says to people too."""
+    words = ["status", "--state-dir", str(rig.state_dir), "--explain"]
+    (account,) = json.loads(rig.run_command(*words, "--json").stdout)
+    told: dict[str, Any] = account["explain"]
+    assert told["ready"] == (not told["why_not"])
+    return told
 
-    rig.plane.down()
-    until(lambda: re.search(r"^not connected to the server \(disconnected\): .+", reasons(port)), "the line's reason")
-    rig.plane.up()
-    until(lambda: not reasons(port), "readiness again")
+
+def both_say(rig: Rig, port: int, pattern: str) -> None:
+    """Block until the page and the command give the same reasons, which fit *pattern*."""
+
+    def same() -> bool:
+        told = "".join(f"{why}\n" for why in explained(rig)["why_not"])
+        return bool(re.fullmatch(pattern, told)) and told == reasons(port)
+
+    until(same, f"{pattern!r} on both")
+
+
+def test_readyz_and_status_give_the_same_reasons_in_each_state_and_healthz_stays_green(rig: Rig) -> None:
+    rig.config |= {"health_listen": "127.0.0.1:0", "flush_timeout": "200ms", "max_concurrent_tasks": 1}
+    worker = rig.start(odd="upkeep")
+    port = port_of(worker)
+    both_say(rig, port, "")
 
     shutil.move(rig.workspaces, rig.place / "elsewhere")
-    until(lambda: reasons(port) == f"backend: workspace_root {rig.workspaces} is gone; make it again or mount it\n", "")
+    gone = f"backend: workspace_root {re.escape(str(rig.workspaces))} is gone; make it again or mount it\n"
+    both_say(rig, port, gone)
+    rig.plane.down()  # the reason of a dial that fails is always the same, that of a break is not
+    both_say(rig, port, r"not connected to the server \(disconnected\): .+ refused .+\n" + gone)
     shutil.move(rig.place / "elsewhere", rig.workspaces)
-    until(lambda: not reasons(port), "readiness again")
+    rig.plane.up()
+    both_say(rig, port, "")
+
+    worker.send(signal.SIGSTOP)
+    until(lambda: f"`kill -CONT {worker.pid}` lets it go on" in explained(rig)["why_not"][0], "the cure of a stop")
+    worker.send(signal.SIGCONT)
+    both_say(rig, port, "")
 
     task = rig.submit(UP_AND_WAIT)
     until((rig.place / "up").exists, "the agent")
-    assert reasons(port) == "", "all slots are taken: that is the work, no fault"
+    until(lambda: explained(rig)["full"] == "1 tasks of at most 1", "the full house")
+    both_say(rig, port, "")  # that is the work, no fault
     worker.send(signal.SIGUSR1)
-    until(lambda: reasons(port) == "stopping (draining): no new tasks are taken\n", "the drain's reason")
+    both_say(rig, port, r"stopping \(draining\): no new tasks are taken\n")
     assert page(port, "/healthz") == (200, "healthy\n")
     answer = until(lambda: (found := page(port, "/status")).status == 200 and found, "the status")
     asked = json.loads(answer.text)
@@ -179,6 +204,8 @@ def test_the_service_manager_is_told_and_no_task_can_speak_to_it(rig: Rig, kind:
     rig.plane.up()
     until(manager.hears(rf"STATUS=connected: {re.escape(rig.plane.url.partition('/api')[0])}.*"), "the connection")
     until(manager.hears("WATCHDOG=1"), "a sign of life, which asks for no more time while nothing passes")
+    worker.send(signal.SIGHUP)
+    worker.wait_log("HUP: the log file is opened anew")
 
     task = rig.submit(f"cat /proc/self/environ /proc/$PPID/environ > $HOME/env; {UP_AND_WAIT}")
     until((rig.place / "up").exists, "the agent")
@@ -196,16 +223,54 @@ def test_the_service_manager_is_told_and_no_task_can_speak_to_it(rig: Rig, kind:
     (rig.place / "go").touch()
     rig.plane.wait_acknowledged(task)
     assert worker.process.wait(SAFETY) == 0
+    manager.hears("")()
+    assert [one for one in manager.heard if "RELOADING" in one] == [], "nothing is loaded anew, whatever a HUP does"
     manager.socket.close()
     rig.own_files.add("env")
     Path(rig.place / "notify").unlink(missing_ok=True)
     rig.audit()
 
 
-def test_a_manager_that_has_gone_away_hurts_nobody(rig: Rig) -> None:
-    worker = rig.start(env={"NOTIFY_SOCKET": str(rig.place / "nobody"), "WATCHDOG_USEC": "soon"})
+@pytest.mark.parametrize("ever", [True, False])
+def test_a_manager_that_has_gone_away_hurts_nobody(rig: Rig, ever: bool) -> None:
+    address = rig.place / "notify"
+    manager = Manager(str(address)) if ever else None
+    worker = rig.start(env={"NOTIFY_SOCKET": str(address), "WATCHDOG_USEC": "400000", "WATCHDOG_PID": ""})
+    if manager is not None:
+        until(manager.hears("WATCHDOG=1"), "a sign of life")
+        manager.socket.close()
+        address.unlink()
+    worker.wait_log("NOTIFY_SOCKET")
     task = rig.submit("exit 0")
     rig.plane.wait_acknowledged(task)
     assert worker.stop() == 0
     assert worker.log.count("NOTIFY_SOCKET") == 1
     rig.audit()
+
+
+@pytest.mark.parametrize(
+    ("variables", "seconds"),
+    [
+        ({"WATCHDOG_USEC": "30000000"}, 30.0),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": str(os.getpid())}, 30.0),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "1"}, 0.0),
+        ({"WATCHDOG_USEC": "1"}, 0.2),  # not a loop that does nothing else
+        *(({"WATCHDOG_USEC": odd}, 0.0) for odd in ("", "0", "-1", "soon", "1e6", " 9", "9" * 5000, "\u00b2")),
+    ],
+)
+def test_signs_of_life_are_for_who_wants_them_of_this_process(
+    tmp_path: Path, variables: dict[str, str], seconds: float
+) -> None:
+    manager = Manager(str(tmp_path / "notify"))
+    environ = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "OTHER": "stays", **variables}
+    ear = notify.Notify(environ)
+    assert (ear.watched_seconds, environ) == (seconds, {"OTHER": "stays"})
+    ear.looked(True)
+    ear.ready("up\nREADY=0")
+    ear.looked(True)
+    ear.looked(False)
+    manager.hears("")()
+    sign = ["WATCHDOG=1"] if seconds else []
+    extension = "EXTEND_TIMEOUT_USEC=60000000"
+    assert manager.heard == ["\n".join([*sign, extension]), "READY=1\nSTATUS=up READY=0", *sign]
+    manager.socket.close()

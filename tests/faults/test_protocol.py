@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import signal
+import sqlite3
 import time
 from pathlib import Path
 from typing import Any
@@ -333,6 +336,22 @@ def test_a_server_that_forgot_everything_is_told_what_runs(rig: Rig) -> None:
             strict=False,  # this plane calls the end of a stranger a violation; a real server just notes it
         )
         assert worker.stop() == 0
+    rig.audit()
+
+
+def test_a_cancel_of_an_unknown_execution_in_the_moment_of_a_stop_is_answered(rig: Rig) -> None:
+    """Rule 16, while the database holds the answer up and nothing else is left to do."""
+    worker = rig.start()
+    with contextlib.closing(sqlite3.connect(rig.instance_dirs()[0] / "state.db", isolation_level=None)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        rig.plane.cancel("nobody", "e1")
+        worker.wait_stacks(r"^store\n.*BEGIN IMMEDIATE")
+        worker.send(signal.SIGTERM)
+        worker.wait_log("TERM: ending all tasks")
+        db.execute("ROLLBACK")
+    assert worker.exit_code() == 0
+    assert [entry.frame.kind for entry in rig.plane.received if entry.frame.key.task_id == "nobody"] == [CLOSED]
+    assert rig.query("SELECT count(*) FROM outbox") == [(0,)]
     rig.audit()
 
 

@@ -23,25 +23,46 @@ from tests.rig import ROOT, SAFETY, Rig, until
 UP_AND_WAIT = "echo up >> $HOME/up; while [ ! -e $HOME/go ]; do sleep 0.05; done; exit 3"
 HERE = ("main", "store", "watcher", "upkeep", "output")
 """Those of a worker with the direct backend that also count as stuck; `log` and `watchdog` are told of below."""
+ACTS = [f"{fate} {name}" for fate in ("stick", "die") for name in HERE] + ["die log", "die watchdog"]
+DISPENSABLE = {
+    *("resolver", "task-<unit>", "opening", "dispatch-..", "lost-<unit>", "cancel-..", "image", "sidecar"),  # one job
+    *("http-metrics", "console-...", "otel-*", "Otel*", "http-health", "health-<..>", "watchdog-.."),  # observers
+}
+"""Threads without which a worker is not useless: it goes on, whatever becomes of them."""
 
 
-def test_every_essential_thread_is_tried_somewhere() -> None:
-    elsewhere = {"log", "watchdog", "containers", "jobs"}  # the last two with the tests of their backends
-    assert {*HERE, *elsewhere} == set(vitals.LIMITS)
+def test_every_thread_is_tried_or_dispensable() -> None:
+    """A new one stands in the daemon's table, and there it has to be the one or the other."""
     daemon = (ROOT / "oz_worker" / "daemon.py").read_text()
-    assert [name for name in vitals.LIMITS if not re.search(rf"^\| {name} ", daemon, re.MULTILINE)] == []
+    rows = re.findall(r"^\| ([^ |]+) *\|", daemon, re.MULTILINE)
+    table = set(rows) - {"thread"}
+    assert len(rows) == len(table) + 1
+    assert table - DISPENSABLE == set(vitals.LIMITS)
+    sources = {path: path.read_text() for path in (ROOT / "oz_worker").rglob("*.py")}
+    marked = [name for text in sources.values() for name in re.findall(r'vitals\.essential\("(\w+)"\)', text)]
+    assert sorted(marked) == sorted(vitals.LIMITS), "each is watched in one place"
+    started = {name for text in sources.values() for name in re.findall(r'threads\.start\(\s*f?"([\w-]+)', text)}
+    known = [re.split(r"[<.*]", name)[0] for name in table]
+    assert {name for name in started if not any(name.startswith(one) for one in known)} == {"check-"}  # no worker's
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    tried = {*ACTS, *re.findall(r'"((?:stick|die) \w+)"', tests)}
+    assert {f"{fate} {name}" for fate in ("stick", "die") for name in vitals.LIMITS} - tried == set()
 
 
-@pytest.mark.parametrize(
-    "act", [f"{fate} {name}" for fate in ("stick", "die") for name in HERE] + ["die log", "die watchdog"]
-)
+@pytest.mark.parametrize("act", ACTS)
 def test_a_worker_with_a_dead_or_stuck_thread_tells_of_it_and_leaves_with_1(rig: Rig, act: str) -> None:
-    rig.config |= {"flush_timeout": "300ms", "task_output": "log"}
+    rig.config |= {"flush_timeout": "300ms", "task_output": "log", "health_listen": "127.0.0.1:0"}
     worker = rig.start(odd="vital")
+    port = port_of(worker)
     task = rig.submit(UP_AND_WAIT)
     until((rig.place / "up").exists, "the agent")
     until(lambda: rig.query("SELECT state FROM tasks") == [("running",)], "the row")
+    assert page(port, "/healthz").status == 200
     poison(rig, act)
+    fate, name = act.split()
+    if fate == "stick":  # one that dies is told at once to the main thread, which leaves
+        answer = until(lambda: (found := page(port, "/healthz")).status == 503 and found, "the red page")
+        assert answer.text.startswith(f"thread {name} has given no sign of life for "), answer
     tripped(rig, worker, act, task)
 
 

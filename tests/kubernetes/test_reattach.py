@@ -11,10 +11,11 @@ from oz_worker.backends.base import Unit
 from oz_worker.backends.job_object import job_name
 from oz_worker.model import Key
 from tests.cluster.resources import JOBS
+from tests.faults.stuck import page, port_of
 from tests.hosting import eventually
 from tests.kubernetes.conftest import KubernetesRig
 from tests.kubernetes.kubernetes_site import KubernetesSite, ended
-from tests.rig import until
+from tests.rig import SAFETY, until
 
 RUN = "echo run >> $HOME/runs; while [ ! -e $HOME/go ]; do sleep 0.05; done; "
 
@@ -59,6 +60,34 @@ def test_a_worker_with_an_empty_disk_reports_what_ended_meanwhile(
     assert task.state == state
     if not code:
         until(lambda: rig.jobs() == [], "the removal of the Job that ended well")
+    assert worker.stop() == 0
+    rig.audit()
+
+
+def test_a_cluster_that_answers_no_more_during_the_start_is_waited_for(kubernetes_rig: KubernetesRig) -> None:
+    """A restart by a supervisor would mend nothing. Told to stop it leaves, and nothing is lost."""
+    rig = kubernetes_rig
+    worker = rig.start("--health-listen", "127.0.0.1:0")
+    task = rig.submit(f"{RUN} exit 7")
+    rig.written("runs")
+    worker.kill()
+    rig.log.unlink()
+    waits = "what runs already cannot be found out: kubectl get: the server is currently unable to handle the request"
+    with rig.cluster.faults.fail(503, "list", "jobs"):
+        worker = rig.start("--health-listen", "127.0.0.1:0", connected=False)
+        worker.wait_log(f"{waits}. Next try in")
+        until(lambda: f"takes no task: starting: {waits}\n" in rig.explained(), "the reason beside it")
+        assert page(port_of(worker), "/readyz") == (503, f"starting: {waits}\n")
+        assert page(port_of(worker), "/healthz").status == 200
+        assert worker.stop() == 0
+        rig.log.unlink()
+        worker = rig.start(connected=False)
+        worker.wait_log(waits)
+    rig.plane.wait_connected(SAFETY, after=1)
+    (rig.place / "go").touch()
+    rig.plane.wait_acknowledged(task)
+    assert task.terminal.exit_code == 7
+    assert (rig.place / "runs").read_text() == "run\n"
     assert worker.stop() == 0
     rig.audit()
 

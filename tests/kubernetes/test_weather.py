@@ -15,6 +15,7 @@ from oz_worker.backends.base import Unit
 from oz_worker.backends.job_watch import Ears, JobWatch
 from oz_worker.backends.kubernetes import Kubernetes
 from oz_worker.clusters import cluster_for
+from oz_worker.errors import NotUsable
 from oz_worker.model import Cause, Reason
 from oz_worker.settings import KubernetesOptions
 from tests.cluster.access import Rule
@@ -215,6 +216,32 @@ def test_a_token_that_expires_fails_no_task(guarded: KubernetesSite) -> None:
     assert unit.facts is None
     site.cluster.faults.renew(token)
     assert ended(unit).code == 3
+
+
+def test_rights_that_are_taken_away_are_told_and_fail_no_task(
+    guarded: KubernetesSite, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a namespace that is deleted together with its Role looks like; but a right can come back."""
+    site = guarded
+    token = site.cluster.token(Rule(ALL, ("*",)))
+    kubeconfig = str(site.cluster.write_kubeconfig(token))
+    backend = site.open(kubeconfig=kubeconfig)
+    unit = site.started(backend, f"{site.go('end')}; exit 3")
+    is_seen_by_two_watches(site)
+    site.cluster.grant(token)
+    site.cluster.faults.end_watches("reset")
+    eventually(lambda: backend.unavailable().startswith("the cluster refuses to say how the tasks are: "))
+    for words in ('cannot list resource "', "give this account its Role in the namespace default back", "cancel its"):
+        assert words in backend.unavailable()
+    assert len([line for line in caplog.messages if "refuses to say how the tasks are" in line]) == 1
+    with pytest.raises(NotUsable, match="give this account its Role"):
+        backend.recover()
+    site.let("end")
+    eventually(lambda: not site.running(unit))
+    assert unit.facts is None
+    site.cluster.grant(token, Rule(ALL, ("*",)))
+    assert ended(unit).code == 3
+    eventually(lambda: not backend.unavailable())
 
 
 def test_a_job_deleted_by_hand_is_told_as_that(site: KubernetesSite) -> None:

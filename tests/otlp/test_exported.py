@@ -182,6 +182,40 @@ def test_a_hand_over_ends_the_span(rig: Rig, http_receiver: Receiver) -> None:
     rig.audit()
 
 
+def test_a_cancel_command_that_fails_for_a_hand_over_that_was_cut_short_is_counted_and_traced(
+    rig: Rig, http_receiver: Receiver
+) -> None:
+    """Nobody knows whether a late dispatcher has started the agent; and a server may cancel while the worker stops."""
+    rig.env |= http_receiver.environ("metrics traces")
+    dispatch = f"cat >/dev/null; [ $OZ_RUN_ID = late ] && exec sleep 1000; {WAIT}"
+    command = {"dispatch_command": dispatch, "cancel_command": "echo no way to $OZ_RUN_ID; exit 7"}
+    rig.config["backend"] = {"command": {**command, "dispatch_timeout": "6s"}}
+    worker = rig.start()
+    late = rig.submit(task_id="late")
+    rig.plane.wait_acknowledged(late)
+    assert late.terminal.reason == "dispatch_timeout"
+    assert "cancel_command ended with exit code 7: no way to late" in late.terminal.message
+    stopped = rig.submit(task_id="stopped")
+    until((rig.place / "up").exists, "the dispatcher")
+    worker.send(signal.SIGTERM)
+    worker.wait_log("TERM: taking no new tasks")
+    rig.plane.cancel(stopped)
+    until(lambda: rig.query("SELECT 1 FROM tasks WHERE state = 'cancelling'"), "the cancel")
+    worker.wait_stacks(r"^dispatch-")  # it looked once more whether it can leave, and does not
+    (rig.place / "go").touch()
+    assert worker.exit_code() == 0
+    assert stopped.state == "cancelled"
+    for task, end in ((late, "task.failed"), (stopped, "task.cancelled")):
+        _about, events, span = span_of(http_receiver, task)
+        assert [name for name in events if name.startswith("cancel.")] == ["cancel.failed"]
+        assert events[-1] == end
+        failed = span.events[events.index("cancel.failed")]
+        assert attributes(failed) == {"phase": "cleanup", "reason": "cancel_command"}
+    failures = [each for each in http_receiver.told() if each.name == "oz_worker_task_failures_total"]
+    assert value(failures[-1], phase="cleanup", reason="cancel_command") == 2
+    rig.audit()
+
+
 def test_a_task_that_outlives_its_worker_has_one_span(rig: Rig, http_receiver: Receiver) -> None:
     """Sent through a proxy, by the worker's rule for proxies."""
     elsewhere = "http://collector.invalid:4318/v1/traces"

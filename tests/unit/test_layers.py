@@ -43,7 +43,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("engine", "link"),
     ("dialects",),
     ("observe",),
-    ("signals", "stopping", "portions", "own_secrets", "measuring", "daemon"),
+    ("signals", "stopping", "portions", "own_secrets", "measuring", "opening", "daemon"),
     ("config", "cli", "check", "checks", "devplane", "__main__"),
 )
 """Lowest first. A name stands for the module or the whole package; the longest name that fits counts."""

@@ -26,7 +26,7 @@ def facts(store: Store) -> dict[str, Any]:
 
 
 def of(store: Store) -> Notes:
-    return Notes(store, list, lambda: "")
+    return Notes(store, list, list, str)
 
 
 def test_the_last_rejections_are_kept_over_restarts_and_cost_few_writes(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_what_a_full_disk_refuses_is_written_when_there_is_room(tmp_path: Path) 
         store = opened(place / "state.db")
         store.do(lambda db: rows.put_fact(db, "small", "1"))
         fill(place / "ballast")
-        one = Notes(store, list, lambda: "worker is out of disk space")
+        one = Notes(store, list, lambda: ["disk: /x has 0 MiB free"], str)
         for number in range(60):
             one.rejected(Key(f"t{number}", "e"), Refusal.DISK, "y" * 600)
         one.look()
@@ -69,21 +69,27 @@ def test_what_a_full_disk_refuses_is_written_when_there_is_room(tmp_path: Path) 
         one.look()
         found = facts(store)
         assert [entry["task_id"] for entry in found["rejections"]["last"]][-1] == "t59"
-        assert found["intake"]["why"] == "worker is out of disk space"
+        assert found["intake"]["troubles"] == ["disk: /x has 0 MiB free"]
         store.close(10)
 
 
-def test_facts_are_written_only_when_they_change(tmp_path: Path) -> None:
+def test_facts_are_written_when_they_change_and_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = opened(tmp_path / "state.db")
-    obstacle = ["full"]
-    one = Notes(store, list, lambda: obstacle[0])
+    troubles = ["backend: it is away"]
+    one = Notes(store, list, lambda: troubles, str)
     one.look()
     first = facts(store)
     one.look()
     assert facts(store) == first
-    obstacle[0] = ""
+    troubles.clear()
     one.look()
-    assert facts(store)[notes.INTAKE]["why"] == ""
+    changed = facts(store)
+    assert changed[notes.INTAKE]["troubles"] == []
+    monkeypatch.setattr(notes, "BEAT_SECONDS", 0.0)
+    one.look()
+    beaten = facts(store)
+    assert beaten[notes.INTAKE]["at"] > changed[notes.INTAKE]["at"], "a sign that it can write"
+    assert beaten[notes.WAITS] == changed[notes.WAITS]
     store.close(10)
 
 

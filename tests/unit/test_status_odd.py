@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from oz_worker import rows
+from oz_worker import rows, slots
 from oz_worker.model import Key
+from oz_worker.process import identify
 from oz_worker.rows import TaskRow
 from oz_worker.store import Store
 
@@ -63,6 +69,80 @@ def test_a_database_that_cannot_be_understood_is_said_so(tmp_path: Path, odd: st
     explained = asked(directory, "--explain", "t-1")
     assert explained.returncode == 3
     assert "cannot be read from" in explained.stderr
+
+
+def held(directory: Path, **facts: Any) -> slots.Slot:
+    """The instance is held by this very process, which has written *facts*."""
+    slot = slots.take(directory, "inst")
+    me = identify(os.getpid())
+    assert me is not None
+    facts["worker"] = {"worker_id": "w", "pid": str(me.pid), "start_ticks": str(me.ticks), **facts.get("worker", {})}
+    with contextlib.closing(sqlite3.connect(directory / "inst" / "state.db", isolation_level=None)) as db:
+        for name, fact in facts.items():
+            rows.put_fact(db, name, json.dumps(fact))
+    return slot
+
+
+def test_what_an_earlier_process_wrote_is_not_taken_for_the_state_of_one_that_starts(tmp_path: Path) -> None:
+    directory = state(tmp_path)
+    slot = held(directory, worker={"start_ticks": "1"}, stop={"step": "stopped"})
+    shown = asked(directory, "--explain")
+    slot.release()
+    assert shown.returncode == 0
+    assert re.findall("takes no task: (.*)", shown.stdout) == ["starting: the state and the backend are being opened"]
+    assert "connected" not in shown.stdout
+
+
+def test_a_worker_that_cannot_write_or_hangs_is_told_by_its_silence(tmp_path: Path) -> None:
+    directory = state(tmp_path)
+    slot = held(directory, intake={"troubles": [], "full": "", "at": time.time() - 600})
+    shown, brief = asked(directory, "--explain"), asked(directory)
+    slot.release()
+    assert (shown.returncode, brief.returncode) == (0, 0), "one runs"
+    for answer, before in ((shown, "takes no task: "), (brief, "  ")):
+        assert re.search(f"{before}it has written nothing down for 10m.*: its disk is full, ", answer.stdout)
+
+
+def test_two_workers_one_of_them_with_a_damaged_database(tmp_path: Path) -> None:
+    directory = state(tmp_path)
+    slot = held(directory, intake={"troubles": ["disk: /x has no room"], "full": ""})
+    other = slots.take(directory, "other")
+    (directory / "other" / "state.db").write_bytes(b"no database" * 500)
+    shown = asked(directory, "--explain")
+    only = asked(directory, "--instance-id", "other")
+    none = asked(directory, "--instance-id", "third")
+    other.release()
+    slot.release()
+    assert shown.returncode == only.returncode == 0
+    assert re.findall("takes no task: (.{12})", shown.stdout) == ["disk: /x has", "the database"]
+    assert "that is damaged is set aside" in only.stdout
+    assert (none.returncode, none.stderr.count("\n")) == (3, 1)
+    assert "no worker with the instance id third runs in" in none.stderr
+
+
+AS_NOBODY = """
+import os, sys
+from oz_worker import cli, rows, store
+from oz_worker.config import commands, flags
+from oz_worker.observe import status
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+raise SystemExit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("closed", ["the directory", "an instance"])
+def test_a_directory_of_another_user_is_one_sentence(closed: str) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        os.chmod(place, 0o755)
+        directory = state(Path(place))
+        directory.chmod(0o755)
+        (directory if closed == "the directory" else directory / "inst").chmod(0o700)
+        for words in (("status",), ("status", "--explain", "t-1"), ("drain",), ("logs", "t-1")):
+            argv = [sys.executable, "-c", AS_NOBODY, *words, "--state-dir", str(directory)]
+            done = subprocess.run(argv, capture_output=True, text=True, timeout=SECONDS, check=False)
+            assert (done.returncode, done.stdout, done.stderr.count("\n")) == (3, "", 1), done.stderr
+            assert str(directory) in done.stderr
+            assert "ask as the user who runs the worker" in done.stderr
 
 
 def test_nobody_takes_what_is_printed(tmp_path: Path) -> None:
