@@ -276,7 +276,7 @@ def test_names_and_well_known_words_of_a_configuration_are_not_masked() -> None:
 @pytest.mark.parametrize("name", ["NODE_ENV", "HOST", "X"])
 def test_a_variable_that_says_production_blanks_out_nothing_and_a_password_that_does_is_masked(name: str) -> None:
     """Of the worker, of a task, of an MCP server alike; what only looks like a word is a secret."""
-    for word in ("production", "localhost", "Disabled"):
+    for word in ("production", "verbose", "Disabled"):
         assert secret_values({name: word}) == held_in({"s": {"env": {name: word}}}) == ()
         telling = ("DB_PASSWORD", "ApiToken", "PGPASS", "LOGIN", "pin")
         assert secret_values(dict.fromkeys(telling, word)) == (word,) * len(telling)
