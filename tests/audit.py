@@ -60,7 +60,7 @@ def secrets_in(data: bytes, secrets: Iterable[str]) -> list[bytes]:
 
 
 def audit_files(place: Path, secrets: Iterable[str], *, but: Iterable[str] = ()) -> None:
-    """No secret stands in any file below *place*, nor in the name of one, but for files named *but*, or of such a path."""
+    """No secret stands in any file below *place*, nor in the name of one, but for names and paths in *but*."""
     forms = {form for secret in secrets for form in spelled(secret)}
     for path in place.rglob("*"):
         if path.name in but or str(path) in but:
@@ -98,10 +98,10 @@ class Guard:
         self.arguments: Arguments | None = None
         self._said = _Said()
 
-    def keep(self, place: Path, *secrets: str) -> None:
+    def keep(self, place: Path | None, *secrets: str) -> None:
         """From now on no file below *place*, no line of the log and no process of the machine may show *secrets*."""
         self.secrets.update(secrets)
-        self._places.add(place)
+        self._places |= {place} if place else set()
         if self.arguments is None:
             self.arguments = Arguments()
             logging.getLogger().addHandler(self._said)
