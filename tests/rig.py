@@ -16,7 +16,7 @@ from typing import Any, Callable, Mapping
 import yaml
 
 from oz_worker.devplane.server import ControlPlane
-from tests.audit import Arguments, audit_files, guard, secrets_in
+from tests.audit import Arguments, around, audit_files, guard, secrets_in
 
 ROOT = Path(__file__).resolve().parent.parent
 FAKE_OZ = ROOT / "tests" / "bin" / "oz"
@@ -268,8 +268,9 @@ class Rig:
         or in the arguments of a process. Also while a worker runs.
         """
         audit_files(self.place, self.secrets, but=self.own_files)
-        for entry in list(self.plane.received):
-            assert secrets_in(entry.frame.text.encode(), self.secrets) == [], entry.frame.text
+        told = b"\n".join(entry.frame.text.encode() for entry in list(self.plane.received)).lower()
+        shown = secrets_in(told, self.secrets)
+        assert not shown, f"the server was told a secret: {around(told, shown[0])!r}"
         self.arguments.audit(set(self.secrets) - self.in_arguments)
 
 
