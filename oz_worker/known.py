@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import urllib.parse
+import weakref
 from typing import Iterable, Iterator, Mapping
 
 from oz_worker.redact import Redactor
@@ -14,7 +15,7 @@ _SPECIAL = ("ALL_PROXY", "FTP_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 
 
 class Known:
-    """Safe from any thread; the lock guards both collections.
+    """Safe from any thread; the lock guards the collections.
 
     The log masks all of them everywhere. The output of a task masks the worker's own and the task's: another task's
     values are not in it, and may be words of its own.
@@ -24,6 +25,8 @@ class Known:
         self._lock = threading.Lock()
         self._own = tuple(dict.fromkeys(own))
         self._of_units: dict[str, tuple[str, ...]] = {}
+        self._redactors: weakref.WeakKeyDictionary[object, tuple[tuple[str, ...], Redactor]]
+        self._redactors = weakref.WeakKeyDictionary()  # until the unit is gone
         self.everywhere = Redactor(self._own)
 
     def learn(self, value: str) -> None:
@@ -36,7 +39,7 @@ class Known:
 
     def learn_of(self, unit: str, values: Iterable[str], *, shown: Iterable[str] = ()) -> None:
         """What a unit's task holds now, in the place of what it held; not the values in *shown*: the task's ids."""
-        fresh = tuple(dict.fromkeys(value for value in values if value not in tuple(shown)))
+        fresh = _without(values, shown)
         with self._lock:
             old = self._of_units.get(unit, ())
             if old == fresh:
@@ -47,9 +50,21 @@ class Known:
         self.everywhere.add(fresh)
         self.everywhere.remove(old)
 
-    def redactor(self, values: Iterable[str] = ()) -> Redactor:
-        """One for the worker's own and *values*."""
-        return Redactor((*self._own, *values))
+    def redactor_of(self, unit: object, values: Iterable[str], *, shown: Iterable[str] = ()) -> Redactor:
+        """One for the worker's own and *values* but those in *shown*; built once for *unit* until either changes."""
+        with self._lock:
+            wanted = (*self._own, *_without(values, shown))
+            held = self._redactors.get(unit)
+        if held is None or held[0] != wanted:
+            held = wanted, Redactor(wanted)  # beside the lock: it takes milliseconds
+            with self._lock:
+                self._redactors[unit] = held
+        return held[1]
+
+
+def _without(values: Iterable[str], shown: Iterable[str]) -> tuple[str, ...]:
+    left_out = set(shown)
+    return tuple(dict.fromkeys(value for value in values if value not in left_out))
 
 
 def in_environment(environment: Mapping[str, str]) -> Iterator[str]:

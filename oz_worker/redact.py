@@ -9,7 +9,8 @@ import threading
 import urllib.parse
 from typing import Any, Iterable, Iterator
 
-from oz_worker.spellings import SHORTEST, encoded, spellings
+from oz_worker.ordinary import is_ordinary
+from oz_worker.spellings import SHORTEST, bare, encoded, spellings
 
 MASK = "***"
 PIECE = 256
@@ -20,7 +21,6 @@ HELD = 1024
 
 _FOR_EVERY_FOURTH = 7
 """A piece of so many bytes holds, wherever it stands, a group of four that begins at a multiple of four."""
-_BREAKS = b"\r\n"
 _A_BREAK = re.compile(rb"[\r\n]")
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s\"'<>]+")
@@ -79,7 +79,8 @@ class Secret:
 class Redactor:
     """Replaces every known secret in text: plain, and in the spellings of `oz_worker.spellings`. Safe from any thread.
 
-    Line breaks do not count: a secret that is wrapped over lines, or has lines of its own, is found all the same.
+    Line breaks and capital letters do not count: a secret that is wrapped over lines, has lines of its own, or whose
+    escapes are partly in capitals, is found all the same.
 
     How: long spellings are cut into pieces of 256 bytes, each of which is looked for by itself (so a part of a long
     secret is masked too, and nothing ever has to wait for more than 256 bytes). Of each piece four groups of four
@@ -136,7 +137,7 @@ class Redactor:
 
     def spans(self, data: bytes) -> list[tuple[int, int]]:
         """Where secrets stand in *data*; those that overlap or touch are one span."""
-        squeezed = data.translate(None, _BREAKS)
+        squeezed = bare(data)
         found = self._found(squeezed)
         if found and len(squeezed) != len(data):
             place = _Places(data)
@@ -149,7 +150,7 @@ class Redactor:
         A line that ends with less than six characters of one is complete: nearly every line does by accident.
         """
         window = data[-HELD:]
-        squeezed = window.translate(None, _BREAKS)
+        squeezed = bare(window)
         count = _overlap(self._ordered()[0], squeezed[-_LONGEST + 1 :])
         if not count or (count < SHORTEST and window.endswith((b"\n", b"\r"))):
             return len(data)
@@ -158,7 +159,7 @@ class Redactor:
     def torn_start(self, data: bytes) -> int:
         """How many bytes at the beginning of *data*, which was cut off there, may be the end of a secret."""
         window = data[:HELD]
-        squeezed = window.translate(None, _BREAKS)
+        squeezed = bare(window)
         count = _overlap(self._ordered()[1], squeezed[: _LONGEST - 1][::-1])
         return _Places(window)(count - 1) + 1 if count >= SHORTEST else 0
 
@@ -311,19 +312,19 @@ def _mask(data: bytes, spans: list[tuple[int, int]], begin: int, end: int, maske
 def held_in(document: Any) -> tuple[str, ...]:
     """What a JSON document of unknown make (that of MCP servers) may hold as secrets: any text in it can be one.
 
-    All texts of it, not the keys; and the parts of them that programs print alone: the last word (`Bearer TOKEN`), what
-    stands behind the `=` or `:` of `--token=TOKEN` and `X-Key:TOKEN`, and of a URL its user, its password, each step of
-    its path and each value of its query.
+    All texts of it but words like `production` (`oz_worker.ordinary`), not the keys; and the parts of them that
+    programs print alone: the last word (`Bearer TOKEN`), what stands behind the `=` or `:` of `--token=TOKEN` and
+    `X-Key:TOKEN`, and of a URL its user, its password, each step of its path and each value of its query.
     """
     found: dict[str, None] = {}
-    pending = [document]
+    pending = [("", document)]
     while pending:
-        value = pending.pop()
+        name, value = pending.pop()
         if isinstance(value, dict):
-            pending += value.values()
+            pending += value.items()
         elif isinstance(value, list):
-            pending += value
-        elif isinstance(value, str):
+            pending += [("key", one) for one in value]  # an argument without a name may be a key
+        elif isinstance(value, str) and not is_ordinary(str(name), value):
             found.update(dict.fromkeys((value, *_parts(value))))
     return tuple(text for text in found if len(text) >= SHORTEST and text not in _PUBLIC)
 

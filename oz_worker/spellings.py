@@ -1,10 +1,11 @@
-"""How one secret value may be spelled in output: as it is, in base64, in URLs, in JSON, in quotes."""
+"""How one secret value may be spelled in output: as it is, in base64, hex, URLs, JSON and quotes, also twice over."""
 
 from __future__ import annotations
 
 import base64
 import json
 import re
+import string
 import urllib.parse
 from typing import Iterator
 
@@ -12,10 +13,10 @@ SHORTEST = 6
 """Shorter values are not masked: `1`, `true` or `main` would blank out ordinary text."""
 
 _BREAKS = b"\r\n"
+_SMALL = bytes.maketrans(string.ascii_uppercase.encode(), string.ascii_lowercase.encode())
+_PLAIN = re.compile(r"[A-Za-z0-9_.-]*")
 _URL_SAFE = ("", "/", "!*'()", ";,/?:@&=+$!*'()#")
 """What is left as it is: by Python, Go and `jq` (nothing); in a path; by encodeURIComponent; by encodeURI."""
-_HEX = re.compile("%[0-9A-F]{2}")
-_UNICODE = re.compile(r"\\u[0-9a-f]{4}")
 
 
 def encoded(text: str) -> bytes:
@@ -26,44 +27,62 @@ def encoded(text: str) -> bytes:
         return text.encode("utf-8", "surrogatepass")
 
 
+def bare(data: bytes) -> bytes:
+    """*data* as it is compared: without line breaks, which wrap and indent, and in small letters.
+
+    Escapes and hex have letters of either case, also mixed in one value; a host or a header loses that of its name.
+    """
+    return data.translate(_SMALL, _BREAKS)
+
+
 def spellings(secret: str) -> set[bytes]:
-    """Every spelling of *secret* and of its lines, without line breaks: output is compared without them too.
+    """Every spelling of *secret* and of its lines, as `bare` makes it: output is compared so too.
 
     Blanks around the value and around its lines are nobody's secret. What has less than six characters is left out.
     """
     found: set[bytes] = set()
     for part in {secret.strip(), *map(str.strip, secret.splitlines())}:
         if len(part) >= SHORTEST:
-            found.update(form.translate(None, _BREAKS) for form in _spellings(part))
+            found.update(map(bare, _spellings(part)))
     return {form for form in found if len(form) >= SHORTEST}
 
 
 def _spellings(text: str) -> Iterator[bytes]:
     raw = encoded(text)
     yield raw
-    for spelled in {*_in_urls(raw), *_in_json(text), *_in_quotes(text)}:
-        yield encoded(spelled)
-    yield from _in_base64(raw)
+    yield raw.hex().encode()
+    inner = {raw}
+    if not _PLAIN.fullmatch(text):  # what is plain is spelled as it is everywhere
+        yield from map(encoded, _quoted(text))
+        inner |= {encoded(json.dumps(text, ensure_ascii=ascii_only)[1:-1]) for ascii_only in (True, False)}
+    for form in {form for one in inner for form in _in_base64(one)}:
+        yield form
+        yield form.replace(b"+", b"%2B").replace(b"/", b"%2F")
+
+
+def _quoted(text: str) -> set[str]:
+    """In URLs, JSON and quotes; in URLs and JSON twice over, as is JSON in URLs and in quotes."""
+    in_urls, in_json = {*_in_urls(encoded(text))}, {*_in_json(text)}
+    found = {*in_urls, *in_json, *_in_quotes(text)}
+    for once in in_urls:
+        found.update(urllib.parse.quote(once, safe=safe) for safe in ("", _URL_SAFE[-1]))
+    for once in in_json:
+        found.update((json.dumps(once)[1:-1], json.dumps(once, ensure_ascii=False)[1:-1]))
+        found.update((once.replace("\\", "\\\\").replace("'", "\\'"), urllib.parse.quote(encoded(once), safe="")))
+    return found
 
 
 def _in_urls(raw: bytes) -> Iterator[str]:
     for safe in _URL_SAFE:
         quoted = urllib.parse.quote(raw, safe=safe)
-        for spelled in (quoted, quoted.replace("%20", "+"), quoted.replace("~", "%7E")):
-            yield spelled
-            yield _HEX.sub(lambda code: code[0].lower(), spelled)
+        yield from (quoted, quoted.replace("%20", "+"), quoted.replace("~", "%7E"))
 
 
 def _in_json(text: str) -> Iterator[str]:
     for ascii_only in (True, False):
-        try:
-            quoted = json.dumps(text, ensure_ascii=ascii_only)[1:-1]
-        except ValueError:  # pragma: no cover (json takes any str)
-            continue
+        quoted = json.dumps(text, ensure_ascii=ascii_only)[1:-1]
         careful = quoted.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-        for spelled in (quoted, quoted.replace("/", "\\/"), careful, careful.replace("'", "\\u0027")):
-            yield spelled
-            yield _UNICODE.sub(lambda code: "\\u" + code[0][2:].upper(), spelled)
+        yield from (quoted, quoted.replace("/", "\\/"), careful, careful.replace("'", "\\u0027"))
 
 
 def _in_quotes(text: str) -> Iterator[str]:

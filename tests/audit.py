@@ -1,46 +1,47 @@
-"""What every test of a worker ends with: no secret in what it wrote, in what it told the server, or in arguments.
+"""What every test ends with: no secret in what was written, logged, told to the server, or given as an argument.
 
-Has its own idea of how a secret may be spelled, so that the redactor and its judge cannot share a mistake.
+Whoever makes a secret says so (`Guard.keep`, of the `guard()` of the test that runs); the autouse fixture
+`no_secret_leaks` of tests/conftest.py looks when the test and all its fixtures are over. A worker's rig looks by
+itself, while its control plane still lives, and owes it to the guard. Has its own idea of how a secret may be spelled,
+so that the redactor and its judge cannot share a mistake.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import logging
 import os
+import re
 import threading
+import traceback
 import urllib.parse
 from pathlib import Path
-from typing import Iterable
+from typing import Callable, Iterable, Iterator, Mapping
 
 LOOK_SECONDS = 0.05
 SHORTEST = 6
 
 
 def spelled(secret: str) -> set[bytes]:
-    """How a secret, and each line of it, may stand in a file: as it is, in URLs, JSON and base64."""
+    """How a secret, and each line of it, may stand in a file, in small letters: plain, hex, base64, URLs, JSON."""
     found: set[bytes] = set()
     for text in {secret, *secret.splitlines()}:
         text = text.strip()
         if len(text) < SHORTEST:
             continue
-        raw = text.encode()
-        encodings = [text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]]
-        for quoted in (urllib.parse.quote(text), urllib.parse.quote(text, safe=""), urllib.parse.quote_plus(text)):
-            encodings += [quoted, "".join(part.lower() if n else part for n, part in enumerate_escapes(quoted))]
-        found.update(one.encode() for one in encodings)
-        found.update(_base64(raw))
+        encodings = {text, *_encoded(text)}
+        encodings.update(twice for once in list(encodings) for twice in _encoded(once))
+        found.update(one.encode().lower() for one in encodings)
+        found.update(form.lower() for form in _base64(text.encode()))
+        found.add(text.encode().hex().encode())
     return found
 
 
-def enumerate_escapes(quoted: str) -> Iterable[tuple[bool, str]]:
-    """The parts of a quoted text, each with whether it is the code of an escape."""
-    first, *others = quoted.split("%")
-    yield False, first
-    for part in others:
-        yield False, "%"
-        yield True, part[:2]
-        yield False, part[2:]
+def _encoded(text: str) -> Iterable[str]:
+    yield from (json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1])
+    yield from (urllib.parse.quote(text), urllib.parse.quote(text, safe=""), urllib.parse.quote_plus(text))
 
 
 def _base64(raw: bytes) -> Iterable[bytes]:
@@ -54,20 +55,21 @@ def _base64(raw: bytes) -> Iterable[bytes]:
 
 def secrets_in(data: bytes, secrets: Iterable[str]) -> list[bytes]:
     """The spellings that stand in *data*."""
-    return sorted({form for secret in secrets for form in spelled(secret) if form in data})
+    small = data.lower()
+    return sorted({form for secret in secrets for form in spelled(secret) if form in small})
 
 
 def audit_files(place: Path, secrets: Iterable[str], *, but: Iterable[str] = ()) -> None:
-    """No secret stands in any file below *place*, nor in the name of one, but for those files named *but*."""
+    """No secret stands in any file below *place*, nor in the name of one, but for names and paths in *but*."""
     forms = {form for secret in secrets for form in spelled(secret)}
     for path in place.rglob("*"):
-        if path.name in but:
+        if path.name in but or str(path) in but:
             continue
-        assert not [form for form in forms if form in os.fsencode(path.name)], f"the name {path} holds a secret"
+        assert not [form for form in forms if form in os.fsencode(path.name).lower()], f"the name {path} holds a secret"
         if not path.is_file():
             continue
         try:
-            data = path.read_bytes()
+            data = path.read_bytes().lower()
         except FileNotFoundError:  # it was somebody's for a moment
             continue
         found = [form for form in forms if form in data]
@@ -78,6 +80,90 @@ def around(data: bytes, found: bytes) -> bytes:
     """Where it stands, for whoever reads the failure."""
     place = data.index(found)
     return data[max(0, place - 100) : place + len(found) + 40]
+
+
+_TELLING = re.compile("TOKEN|SECRET|PASSWORD|KEY")
+
+
+class Guard:
+    """What one test has that nobody may see, and where. Used by the thread of the test."""
+
+    def __init__(self) -> None:
+        self.secrets: set[str] = set()
+        self.in_arguments: set[str] = set()
+        """Secrets that lawfully stand in arguments: the test says why."""
+        self._places: set[Path] = set()
+        self._allowed: set[str] = set()
+        self._owed: list[tuple[str, Callable[[], bool]]] = []
+        self.arguments: Arguments | None = None
+        self._said = _Said()
+
+    def keep(self, place: Path | None, *secrets: str) -> None:
+        """From now on no file below *place*, no line of the log and no process of the machine may show *secrets*."""
+        self.secrets.update(secrets)
+        self._places |= {place} if place else set()
+        if self.arguments is None:
+            self.arguments = Arguments()
+            logging.getLogger().addHandler(self._said)
+
+    def keep_of(self, place: Path, environment: Mapping[str, str]) -> dict[str, str]:
+        """*environment* of a task with a secret of the guard's own; that, and what its names tell of, is kept."""
+        planted = {"PRIVATE_TOKEN": f"token-{os.urandom(8).hex()}", **environment}
+        self.keep(place, *(value for name, value in planted.items() if _TELLING.search(name)))
+        return planted
+
+    def allow(self, *files: Path) -> None:
+        """These very files may hold secrets at the end: the test, or its agent, has written them there on purpose."""
+        self._allowed.update(map(str, files))
+
+    def owes(self, what: str, paid: Callable[[], bool]) -> None:
+        """Somebody looks by itself: at the end of the test it must have."""
+        self._owed.append((what, paid))
+
+    def audit(self) -> None:
+        """End of the test. Raises AssertionError with what shows a secret, and where."""
+        if self.arguments is not None:
+            self.arguments.stop()
+            logging.getLogger().removeHandler(self._said)
+            self.arguments.audit(self.secrets - self.in_arguments)
+            for place in self._places:
+                audit_files(place, self.secrets, but=self._allowed)
+            log = "\n".join(self._said.lines).encode(errors="replace").lower()
+            shown = secrets_in(log, self.secrets)
+            assert not shown, f"the log shows a secret: {around(log, shown[0])!r}"
+        assert [what for what, paid in self._owed if not paid()] == [], "these were never audited"
+
+
+class _Said(logging.Handler):
+    """All that was logged, with tracebacks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        trace = traceback.format_exception(record.exc_info[1]) if record.exc_info and record.exc_info[1] else []
+        self.lines.append(record.getMessage() + "".join(trace))
+
+
+_guards: list[Guard] = []
+
+
+def guard() -> Guard:
+    """That of the test that runs; outside of tests one that nobody asks."""
+    return _guards[-1] if _guards else Guard()
+
+
+@contextlib.contextmanager
+def guarded() -> Iterator[Guard]:
+    """A guard for the time of a test, and its audit."""
+    own = Guard()
+    _guards.append(own)
+    try:
+        yield own
+    finally:
+        _guards.remove(own)
+        own.audit()
 
 
 class Arguments:

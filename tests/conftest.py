@@ -11,6 +11,7 @@ import pytest
 import trustme
 
 from oz_worker.devplane.server import ControlPlane
+from tests.audit import Guard, guarded
 from tests.cluster.fixtures import cluster as cluster
 from tests.cluster.fixtures import kubectl as kubectl
 from tests.cluster.fixtures import own_cluster as own_cluster
@@ -26,6 +27,13 @@ from tests.rig import Rig
 for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(_number) is signal.SIG_IGN:  # a shell's `&` and nohup make everything we start deaf to it
         signal.signal(_number, _handler)
+
+
+@pytest.fixture(autouse=True)
+def no_secret_leaks() -> Iterator[Guard]:
+    """Every test, when all its other fixtures are over: no secret that anybody has told of stands where it must not."""
+    with guarded() as guard:
+        yield guard
 
 
 class Certificates(NamedTuple):

@@ -20,6 +20,7 @@ from oz_worker.model import Key, TaskSpec, unit_name
 from oz_worker.process import environment_of, read_stat
 from oz_worker.settings import CommandOptions, DirectOptions
 from oz_worker.tree import MARK
+from tests.audit import guard
 
 INSTANCE = os.environ.setdefault(f"OZ_TEST_INSTANCE_{os.environ.get('PYTEST_XDIST_WORKER', '')}", f"{os.getpid():012x}")
 """One for each process that runs tests, so that none meets the units of another; drivers of theirs inherit it."""
@@ -129,6 +130,7 @@ class Stage:
         """A new unit; keyword arguments change its spec."""
         key = Key(task, execution)
         values: dict[str, Any] = {"argv": ("agent", "run"), "environment": {"TASK_ID": task}, **spec}
+        values["environment"] = guard().keep_of(self.root, values["environment"])
         unit = Unit(unit_name(key, 1), INSTANCE, key, TaskSpec(key=key, run_id=task, **values))
         self.units.append(unit)
         return unit
@@ -150,6 +152,12 @@ class Stage:
         base = cgroup_base()
         for path in base.glob(f"oz-{INSTANCE}-*") if base else ():
             Cgroup(path).remove()
+
+
+def planted(unit: Unit) -> str:
+    """The secret that each unit is given for the audit."""
+    assert unit.spec is not None
+    return unit.spec.environment["PRIVATE_TOKEN"]
 
 
 def run(backend: Direct | Command, unit: Unit) -> Unit:

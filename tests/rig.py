@@ -16,7 +16,7 @@ from typing import Any, Callable, Mapping
 import yaml
 
 from oz_worker.devplane.server import ControlPlane
-from tests.audit import Arguments, audit_files, secrets_in
+from tests.audit import Arguments, around, audit_files, guard, secrets_in
 
 ROOT = Path(__file__).resolve().parent.parent
 FAKE_OZ = ROOT / "tests" / "bin" / "oz"
@@ -122,6 +122,7 @@ class Rig:
         self.in_arguments: set[str] = set()  # secrets that a test puts into arguments on purpose
         self.arguments = Arguments()
         self.audited = False
+        guard().owes(f"the rig in {place}", lambda: self.audited)
         self.env = {
             "PATH": f"{FAKE_OZ.parent}:{os.environ['PATH']}",
             "HOME": str(place),
@@ -267,8 +268,9 @@ class Rig:
         or in the arguments of a process. Also while a worker runs.
         """
         audit_files(self.place, self.secrets, but=self.own_files)
-        for entry in list(self.plane.received):
-            assert secrets_in(entry.frame.text.encode(), self.secrets) == [], entry.frame.text
+        told = b"\n".join(entry.frame.text.encode() for entry in list(self.plane.received)).lower()
+        shown = secrets_in(told, self.secrets)
+        assert not shown, f"the server was told a secret: {around(told, shown[0])!r}"
         self.arguments.audit(set(self.secrets) - self.in_arguments)
 
 

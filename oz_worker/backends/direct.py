@@ -17,7 +17,7 @@ from typing import Callable, Mapping
 
 from oz_worker import threads
 from oz_worker.backends.base import Capabilities, Unit
-from oz_worker.backends.environ import HARNESS_DIRECTORIES, inherited, secrets_of
+from oz_worker.backends.environ import HARNESS_DIRECTORIES, inherited, secret_values, secrets_of
 from oz_worker.backends.hooks import Hooks
 from oz_worker.backends.local import LocalUnits, Run
 from oz_worker.backends.on_host import OnHost
@@ -152,7 +152,7 @@ class Direct(OnHost):
         if self._options.setup_command:
             written = self._hooks.setup(unit, run, path, environment)
         if unit.secrets is not None:
-            unit.secrets = (*unit.secrets, *written.values())
+            unit.secrets = (*unit.secrets, *secret_values(written))
         fixed = {"GIT_CONFIG_GLOBAL": gitconfig, MARK: self._units.mark(unit)}
         run.environment = {**environment, **written, **fixed}
 

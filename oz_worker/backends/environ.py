@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Iterable, Iterator, Mapping, Sequence
 
 from oz_worker.detached import ODD
+from oz_worker.ordinary import is_ordinary
 from oz_worker.process import HELPER, arguments_of, environment_of
 from oz_worker.redact import held_in
 from oz_worker.tree import MARK
@@ -54,8 +55,9 @@ def doubled(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 def secret_values(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """The values in a task's environment that must not be shown."""
-    return tuple(value for name, value in environment.items() if value and name not in _OPEN)
+    """The values in a task's environment that must not be shown: all but those of few names, and ordinary words."""
+    given = ((name, value) for name, value in environment.items() if value and name not in _OPEN)
+    return tuple(value for name, value in given if not is_ordinary(name, value))
 
 
 def secrets_of(pid: int) -> tuple[str, ...] | None:

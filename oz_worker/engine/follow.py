@@ -116,7 +116,8 @@ class Follower:
             return False  # no longer known: nothing can be redacted
         reading = self._readings.get(source.unit.name)
         if reading is None:
-            reading = self._readings[source.unit.name] = _Reading(self._known.redactor(source.unit.secrets))
+            redactor = self._known.redactor_of(source.unit, source.unit.secrets, shown=source.key)
+            reading = self._readings[source.unit.name] = _Reading(redactor)
         if reading.over:
             return False
         try:

@@ -52,7 +52,7 @@ class Output:
         """*facts* whose sentences, which quote programs, engines and policies, can be shown; ids stay."""
         if not facts.detail and not facts.remains and not facts.uncancelled:
             return facts
-        redact = self._known.redactor(value for value in unit.secrets or () if value not in unit.key)
+        redact = self._redactor(unit)
         detail, remains, uncancelled = map(redact, (facts.detail, facts.remains, facts.uncancelled))
         return replace(facts, detail=detail, remains=remains, uncancelled=uncancelled)
 
@@ -61,7 +61,7 @@ class Output:
         if unit.secrets is None:
             return ""
         wanted = TAIL_BYTES * 4
-        raw, redactor = backend.tail(unit, wanted), self._known.redactor(unit.secrets)
+        raw, redactor = backend.tail(unit, wanted), self._redactor(unit)
         first, *others = HEADING.split(raw)
         masked = _masked_end(first, redactor, between_lines=len(raw) < wanted)
         masked += b"".join(_masked_end(part, redactor, between_lines=True) for part in others)
@@ -87,7 +87,7 @@ class Output:
             copy.parent.mkdir(mode=0o700, exist_ok=True)
             keep_end(raw, self._longest_copy)
             with raw.open("rb") as source, open(copy, "wb", opener=_private) as target:
-                _copy_redacted(source, target, self._known.redactor(unit.secrets))
+                _copy_redacted(source, target, self._redactor(unit))
                 self._copied += target.tell() + BYTES_OF_A_FILE
         except OSError as error:
             logger.warning("no copy of the output of task %s was kept: %s", row.key, error)
@@ -103,6 +103,9 @@ class Output:
             if age > self._retention or (left < 0 and left + size < self._most):  # the newest one stays
                 with contextlib.suppress(OSError):
                     copy.unlink()
+
+    def _redactor(self, unit: Unit) -> Redactor:
+        return self._known.redactor_of(unit, unit.secrets or (), shown=unit.key)
 
 
 def copy_name(row: TaskRow) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Mapping, NamedTuple, Sequence
 import yaml
 
 from oz_worker.checks.probe import Probe, Result, work
+from tests.audit import guard
 from tests.rig import ROOT
 
 KEY = "wk-secret-of-the-check"
@@ -46,12 +47,13 @@ def command(place: Path, config: Mapping[str, Any], *flags: str, **environ: str)
     file = place / "config.yaml"
     file.write_text(yaml.safe_dump(dict(config)))
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(place), "WARP_API_KEY": KEY, "PYTHONPATH": str(ROOT), **environ}
+    guard().keep(place, environment["WARP_API_KEY"])
     words = [sys.executable, "-m", "oz_worker", "check", "--config-file", str(file), *flags]
     done = subprocess.run(
         words, env=environment, cwd=place, capture_output=True, text=True, timeout=SECONDS, check=False
     )
     assert "Traceback" not in done.stdout + done.stderr
-    assert KEY not in done.stdout + done.stderr
+    assert environment["WARP_API_KEY"] not in done.stdout + done.stderr
     return done
 
 

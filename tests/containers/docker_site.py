@@ -11,6 +11,7 @@ from oz_worker.backends.base import Unit
 from oz_worker.backends.docker import Docker
 from oz_worker.model import Key, TaskSpec, unit_name
 from oz_worker.settings import DockerOptions
+from tests.audit import guard
 from tests.engines.census import audit_back_to, census
 from tests.engines.client import Client
 from tests.engines.images import Images
@@ -72,6 +73,7 @@ class DockerSite:
         """A unit whose agent runs *script*; keyword arguments change its spec."""
         key = Key(f"task-{len(self.units)}", "run-1")
         environment = {"FAKE_OZ_SCRIPT": FORWARD, "AGENT_SCRIPT": script, **spec.pop("environment", {})}
+        environment = guard().keep_of(self.root, environment)
         wanted = TaskSpec(key=key, run_id=key.task_id, argv=ARGV, environment=environment, **spec)
         unit = Unit(unit_name(key, 1), instance, key, wanted)
         self.units.append(unit)

@@ -18,6 +18,7 @@ from oz_worker.backends.kubernetes import Kubernetes
 from oz_worker.errors import OzWorkerError
 from oz_worker.model import ExitFacts, Key, TaskSpec, unit_name
 from oz_worker.settings import KubernetesOptions
+from tests.audit import guard
 from tests.cluster.access import Rule
 from tests.cluster.cluster import Cluster
 from tests.cluster.fixtures import back_to
@@ -147,6 +148,7 @@ class KubernetesSite:
             assert self.root
         key = key or Key(f"task-{len(self.units)}", "run-1")
         environment = {"FAKE_OZ_SCRIPT": FORWARD, "AGENT_SCRIPT": script, **spec.pop("environment", {})}
+        environment = guard().keep_of(self._place, environment)
         wanted = TaskSpec(key=key, run_id=key.task_id, argv=ARGV, environment=environment, **spec)
         unit = Unit(unit_name(key, 1), instance, key, wanted)
         self.units.append(unit)

@@ -311,6 +311,7 @@ def test_variables_in_a_secret_stand_in_no_job_and_go_with_it(guarded: Kubernete
     backend.start(unit)
     assert ended(unit).code == 0
     assert (site.root / "token").read_text() == "s3cret$(A)$$\nline"
+    (site.root / "token").unlink()
     assert "s3cret" not in json.dumps(site.jobs())
     assert [one["metadata"]["name"] for one in secrets(site)] == [job_name(unit.key)]
     assert backend.clean_up(unit, keep=False) == ""

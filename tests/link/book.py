@@ -16,6 +16,7 @@ from oz_worker.link.traffic import Directive, Phase
 from oz_worker.redact import Secret
 from oz_worker.settings import LinkOptions
 from oz_worker.threads import Waker
+from tests.audit import guard
 
 PATIENCE = 20.0
 KEY = "wk-4711-not-to-be-seen"
@@ -147,6 +148,7 @@ class Running:
         more.setdefault("rng", random.Random(7))
         more.setdefault("environ", {})
         more.setdefault("key", lambda: Secret(KEY))
+        guard().keep(None, KEY)
         self.link = Link(
             url, worker_id="w 1", options=options, waker=self.waker, traffic=self.book, ca_file=ca_file, **more
         )

@@ -29,6 +29,7 @@ from tests.link.conftest import Line
 from tests.rawserver import Peer, RawServer, refused_port, silent_listener
 
 SHORT = replace(FAST, dial_timeout=0.3)
+SHORT_TLS = replace(FAST, dial_timeout=2.0)  # the certificate authorities are read within it too
 
 
 def failure(url: str, **more: Any) -> tuple[str, bool, float]:
@@ -242,7 +243,7 @@ def test_a_bad_certificate_is_named_by_what_is_wrong(kind: str, certificates: Ce
 
 def test_tls_that_stalls_is_named() -> None:
     with RawServer(Peer.hold) as server:
-        assert "does not answer the TLS handshake" in failure(f"wss://{server.place}/", options=SHORT)[0]
+        assert "does not answer the TLS handshake" in failure(f"wss://{server.place}/", options=SHORT_TLS)[0]
 
 
 def test_tls_that_drips_ends_at_the_deadline() -> None:
@@ -250,7 +251,7 @@ def test_tls_that_drips_ends_at_the_deadline() -> None:
         peer.drip(b"\x16\x03\x03\x3f\xff" + b"\0" * 9000, 0.01)
 
     with RawServer(script) as server:
-        assert "does not answer the TLS handshake" in failure(f"wss://{server.place}/", options=SHORT)[0]
+        assert "does not answer the TLS handshake" in failure(f"wss://{server.place}/", options=SHORT_TLS)[0]
 
 
 def test_a_plain_server_behind_wss_is_named() -> None:

@@ -12,7 +12,8 @@ from oz_worker.backends.base import Unit
 from oz_worker.backends.command import Command
 from oz_worker.errors import NotUsable, TaskFault
 from oz_worker.model import Cause, Reason, Sidecar
-from tests.hosting import PATIENCE, Stage, alive, eventually, marked, run, written
+from tests.audit import guard
+from tests.hosting import PATIENCE, Stage, alive, eventually, marked, planted, run, written
 
 
 @pytest.fixture
@@ -43,6 +44,7 @@ def test_the_payload_is_a_contract(stage: Stage) -> None:
         document={"id": "task", "title": "ünï", "nested": {"n": 1.5}},
     )
     run(stage.command(f"cat >{stage.root}/payload"), unit)
+    guard().allow(stage.root / "payload")
     assert json.loads((stage.root / "payload").read_text()) == {
         "version": 1,
         "run_id": "task",
@@ -51,7 +53,7 @@ def test_the_payload_is_a_contract(stage: Stage) -> None:
         "worker_id": "worker-1",
         "docker_image": "image:1",
         "base_args": ["agent", "run", "--task-id", "task"],
-        "env": {"TASK_ID": "task", "A": "b=c", "MULTI": "two\nlines"},
+        "env": {"TASK_ID": "task", "A": "b=c", "MULTI": "two\nlines", "PRIVATE_TOKEN": planted(unit)},
         "sidecars": [{"image": "side:1", "mount_path": "/mnt/x", "read_write": True}],
         "task": {"id": "task", "title": "ünï", "nested": {"n": 1.5}},
     }
@@ -234,7 +236,9 @@ def test_the_payload_is_on_no_disk_while_the_dispatcher_runs(stage: Stage) -> No
     assert not [path for path in files if b"task-secret" in path.read_bytes()]
     (stage.root / "done").touch()
     ended(unit)
-    assert json.loads((stage.root / "payload").read_text())["env"] == {"TOKEN": "task-secret"}
+    guard().allow(stage.root / "payload")
+    found = json.loads((stage.root / "payload").read_text())["env"]
+    assert found == {"TOKEN": "task-secret", "PRIVATE_TOKEN": planted(unit)}
 
 
 def test_without_a_thread_nothing_is_dispatched_and_a_stop_returns(

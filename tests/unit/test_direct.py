@@ -14,7 +14,8 @@ from oz_worker.backends.direct import describe
 from oz_worker.cgroup import cgroup_base
 from oz_worker.errors import NotUsable, TaskFault
 from oz_worker.model import Cause, Reason
-from tests.hosting import PATIENCE, Stage, alive, eventually, marked, prepare_fault, run, written
+from tests.audit import guard
+from tests.hosting import PATIENCE, Stage, alive, eventually, marked, planted, prepare_fault, run, written
 
 ENVIRON = "tr '\\0' '\\n' </proc/self/environ >$NOTES/seen; echo end >$NOTES/end"
 
@@ -27,6 +28,7 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
 
 
 def seen(stage: Stage, name: str = "seen") -> dict[str, str]:
+    guard().allow(stage.root / name)
     lines = (stage.root / name).read_text().splitlines()
     return dict(line.split("=", 1) for line in lines if "=" in line)
 
@@ -102,6 +104,7 @@ class TestEnvironment:
             "A": "task",
             "B": "config",
             "odd.name": "kept",
+            "PRIVATE_TOKEN": planted(unit),
             "OZ_WORKER_UNIT": stage.mark(unit),
         }
         assert Path(gitconfig).parent == stage.instance_dir / "units" / unit.name

@@ -16,6 +16,7 @@ from oz_worker.backends.base import Unit
 from oz_worker.backends.direct import Direct
 from oz_worker.model import Cause, Reason
 from oz_worker.process import environment_of
+from tests.audit import guard
 from tests.hosting import INSTANCE, PATIENCE, Stage, alive, end_marked, eventually, marked, written
 
 
@@ -35,6 +36,8 @@ class Killed:
     """A worker that got as far as *until* (or to whatever *seen* shows) and was killed there."""
 
     def __init__(self, stage: Stage, until: str, cgroup: str = "off", *, seen: Path | None = None) -> None:
+        guard().keep(stage.root, "task-secret", "odd-secret", "mcp-secret")
+        guard().in_arguments.add("mcp-secret")  # the one that the command line of the agent wants there
         driver = subprocess.Popen(
             [sys.executable, "-m", "tests.driver", str(stage.root), until],
             stdout=subprocess.PIPE,

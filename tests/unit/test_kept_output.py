@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import gc
 import os
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from oz_worker.backends.output import end_with_notice, keep_end
 from oz_worker.engine.output import Output, copy_name
 from oz_worker.known import Known, in_address, in_environment
 from oz_worker.model import Key, TaskSpec
+from oz_worker.redact import Redactor
 from oz_worker.rows import TaskRow
 from tests.scripted import Scripted, World
 
@@ -138,7 +141,7 @@ def test_another_task_s_values_are_masked_in_the_log_while_it_runs_and_never_the
     known.learn("next-worker-key")
     line = "t-000001 task-one-value written-by-setup shared-value worker-key next-worker-key"
     assert known.everywhere(line) == "t-000001 *** *** *** *** ***"
-    assert known.redactor(["shared-value"])(line) == "t-000001 task-one-value written-by-setup *** *** ***"
+    assert known.redactor_of(known, ["shared-value"])(line) == "t-000001 task-one-value written-by-setup *** *** ***"
     known.learn_of("u1", ())
     assert known.everywhere(line) == "t-000001 *** written-by-setup *** *** ***"
     known.learn_of("u2", ())
@@ -175,3 +178,23 @@ def test_of_a_wrapped_secret_that_was_cut_between_its_lines_nothing_is_shown(tmp
         after = NOTICE.replace(b"before", b"after")
         cut = b"the beginning\n" + b"".join(lines[:lost]) + after
         assert Instance(place).keep("t-2", cut, secret).read_bytes() == b"the beginning\n***" + after
+
+
+def test_a_unit_has_one_redactor_until_what_it_holds_changes_and_none_when_it_is_gone() -> None:
+    """For its sentences, its tail and its copy; a key that the worker learns meanwhile is masked too."""
+    known, key = Known(["0wn-secret"]), Key("task-1", "run-1")
+    unit = Unit("u", "i", key, TaskSpec(key=key, run_id="r", argv=(), environment={}, secrets=(TOKEN, "task-1")))
+
+    def redactor(unit: Unit) -> Redactor:
+        return known.redactor_of(unit, unit.secrets or (), shown=unit.key)
+
+    first = redactor(unit)
+    assert redactor(unit) is first
+    assert first(f"{TOKEN} 0wn-secret of task-1") == "*** *** of task-1"
+    known.learn("new-key-77")
+    unit.secrets = (TOKEN, "from-a-hook")
+    assert redactor(unit)(f"{TOKEN} new-key-77 from-a-hook") == "*** *** ***"
+    gone = weakref.ref(redactor(unit))
+    del unit
+    gc.collect()
+    assert gone() is None

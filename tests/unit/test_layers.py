@@ -14,7 +14,7 @@ FILES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "scripts").rglob("*.py")])
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("__init__",),
-    ("errors", "timing", "spellings", "redact", "known", "threads", "meters", "vitals", "tracing"),
+    ("errors", "timing", "spellings", "ordinary", "redact", "known", "threads", "meters", "vitals", "tracing"),
     ("model", "lifecycle", "settings", "instruments", "about"),
     (
         "unreadable",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import random
 import re
 import urllib.parse
 from typing import Callable
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from oz_worker.backends.environ import secret_values
 from oz_worker.redact import MASK, RedactedStream, Redactor, Secret, held_in
 
 LETTERS = "abcXYZ019+/= \"\\<>&~%'é漢\n"
@@ -36,6 +38,7 @@ def encoder(safe: str, *, small: bool, plus: bool) -> Callable[[str], bytes]:
     return encode
 
 
+ENCODE_URI = ";,/?:@&=+$!*'()#"
 WHOLE: list[Callable[[str], bytes]] = [
     str.encode,
     lambda value: repr(value)[1:-1].encode(),
@@ -45,9 +48,31 @@ WHOLE: list[Callable[[str], bytes]] = [
     lambda value: base64.b64encode(value.encode()),
     lambda value: base64.b64encode(value.encode()).rstrip(b"="),
     lambda value: base64.urlsafe_b64encode(value.encode()),
+    lambda value: base64.urlsafe_b64encode(value.encode()).rstrip(b"="),
+    lambda value: value.encode().hex().encode(),
+    lambda value: value.encode().hex().upper().encode(),
+    lambda value: json.dumps(json.dumps(value)[1:-1])[1:-1].encode(),
+    lambda value: json.dumps(json.dumps(value, ensure_ascii=False)[1:-1], ensure_ascii=False)[1:-1].encode(),
+    lambda value: repr(json.dumps(value))[2:-2].encode(),
+    lambda value: urllib.parse.quote(json.dumps(value)[1:-1], safe="").encode(),
+    lambda value: base64.b64encode(json.dumps(value)[1:-1].encode()).rstrip(b"="),
+    lambda value: urllib.parse.quote(base64.b64encode(value.encode()).rstrip(b"="), safe="").encode(),
+    lambda value: urllib.parse.quote(urllib.parse.quote_plus(value)).encode(),
+    lambda value: urllib.parse.quote(urllib.parse.quote(value, safe=ENCODE_URI), safe=ENCODE_URI).encode(),
     *(encoder(safe, small=small, plus=plus) for safe in ("", "/") for small in (False, True) for plus in (False, True)),
 ]
 """How a value is spelled by programs: all of it must go."""
+
+
+def mixed(data: st.DataObject, text: bytes) -> bytes:
+    """The hex digits of its escapes in small letters and capitals, each as it comes."""
+
+    chance = random.Random(data.draw(st.integers(0, 1000)))
+
+    def either(code: re.Match[bytes]) -> bytes:
+        return bytes(chance.choice([one, one ^ 32]) if chr(one).isalpha() else one for one in code[1])
+
+    return re.sub(rb"((?<=%)[0-9a-fA-F]{2}|(?<=\\u)[0-9a-fA-F]{4})", either, text)
 
 
 def wrapped(data: st.DataObject, text: bytes) -> bytes:
@@ -81,7 +106,7 @@ def test_no_spelling_of_a_secret_survives_wherever_it_is_split(values: list[str]
     redactor = Redactor(values)
     text, hidden = b"", []
     for value in values:
-        form = data.draw(st.sampled_from(WHOLE))(value)
+        form = mixed(data, data.draw(st.sampled_from(WHOLE))(value))
         text += data.draw(filler).encode() + wrapped(data, form)
         if len(value) >= 6 and len(bare(value.encode())) >= 6:
             hidden.append(bare(form))
@@ -89,6 +114,19 @@ def test_no_spelling_of_a_secret_survives_wherever_it_is_split(values: list[str]
     as_text = redactor(text.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
     for shown in (streamed(redactor, text, data), redactor.masked(text), as_text):
         assert [form for form in hidden if form in bare(shown)] == []
+
+
+@given(st.text("abcXYZ019+/=é:", min_size=8, max_size=60), st.text("vw", max_size=9), st.data())
+@patient
+def test_of_basic_authentication_nothing_of_the_password_remains(value: str, user: str, data: st.DataObject) -> None:
+    """Also where the header stands in a URL; at each end a character may have bits of the password and of others."""
+    header = base64.b64encode(f"{user}:{value}".encode()).decode()
+    for form in (header, header.rstrip("=").translate(str.maketrans("+/", "-_")), urllib.parse.quote(header, safe="")):
+        shown = streamed(Redactor([value]), b"Authorization: Basic " + form.encode(), data)
+        rest = re.split(rb"\*+", urllib.parse.unquote_to_bytes(bare(shown).removeprefix(b"Authorization: Basic ")))
+        assert len(rest) == 2, shown
+        assert len(rest[0]) <= (8 * len(user) + 8 + 5) // 6, shown
+        assert len(rest[1].rstrip(b"=")) <= 1, shown
 
 
 @given(st.binary(max_size=5), st.text(alphabet=LETTERS, min_size=8, max_size=60), st.binary(max_size=5), st.data())
@@ -233,3 +271,17 @@ def test_names_and_well_known_words_of_a_configuration_are_not_masked() -> None:
     document = {"gadget": {"type": "streamable-http", "command": "python3", "url": "https://h/server/messages"}}
     text = "gadget: python3 server got messages over streamable-http"
     assert Redactor(held_in(document))(text) == text
+
+
+@pytest.mark.parametrize("name", ["NODE_ENV", "HOST", "X"])
+def test_a_variable_that_says_production_blanks_out_nothing_and_a_password_that_does_is_masked(name: str) -> None:
+    """Of the worker, of a task, of an MCP server alike; what only looks like a word is a secret."""
+    for word in ("production", "verbose", "Disabled"):
+        assert secret_values({name: word}) == held_in({"s": {"env": {name: word}}}) == ()
+        telling = ("DB_PASSWORD", "ApiToken", "PGPASS", "LOGIN", "pin")
+        assert secret_values(dict.fromkeys(telling, word)) == (word,) * len(telling)
+        assert [held_in({"s": {"env": {one: word}}}) for one in telling] == [(word,)] * len(telling)
+        assert word in held_in({"s": {"args": ["--password", word]}})
+    for other in ("productions", "hunter22", "production-db", "localhost:1"):
+        assert secret_values({name: other}) == (other,)
+    assert Redactor(secret_values({name: "production", "DB_PASSWORD": "production"}))("in production") == "in ***"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from oz_worker.dialects.oz.frames import Assignment
 from oz_worker.known import in_address
+from oz_worker.ordinary import is_ordinary
 from oz_worker.redact import held_in
 from oz_worker.spellings import SHORTEST
 
@@ -19,7 +20,8 @@ def common(assignment: Assignment, *, server_root_url: str) -> dict[str, str]:
 
 def secrets(assignment: Assignment) -> tuple[str, ...]:
     """Values of `env_vars`, credentials in names of images, what may be one in the configuration of MCP servers."""
-    values = [value for value in assignment.env_vars.values() if len(value) >= SHORTEST]
+    given = assignment.env_vars.items()
+    values = [value for name, value in given if len(value) >= SHORTEST and not is_ordinary(name, value)]
     for image in (assignment.docker_image, *(sidecar.image for sidecar in assignment.sidecars)):
         values += in_address(image)
     if assignment.config is not None:
