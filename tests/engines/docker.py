@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Mapping
 
 from tests.engines import holder
-from tests.engines.client import PATH, PATIENCE, Client, EngineError, find_program
+from tests.engines.client import PATH, PATIENCE, THRIFT, Client, EngineError, find_program
 
 _FLAGS = (
     "--storage-driver=overlay2",
@@ -111,7 +111,7 @@ class Engine(Client):
             f"--pidfile={self.place}/dockerd.pid",
         ]
         argv += [*_FLAGS, f"--cgroup-parent=/{self._cgroup}", *self._flags]
-        self._tell(start=argv, env={"PATH": PATH, "HOME": str(self.place)})
+        self._tell(start=argv, env={"PATH": PATH, **THRIFT, "HOME": str(self.place)})
         self._await("started")
         limit = time.monotonic() + PATIENCE
         while not self._answers():
