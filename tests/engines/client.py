@@ -57,5 +57,21 @@ class Client:
         """The words that a command prints."""
         return frozenset(self.read(*arguments).split())
 
+    def standing(self) -> tuple[frozenset[str], ...]:
+        """Ids or names of all containers, volumes, networks and dangling images."""
+        return (
+            self.ids("ps", "--all", "--quiet", "--no-trunc"),
+            self.ids("volume", "ls", "--quiet"),
+            self.ids("network", "ls", "--format", "{{.Name}}"),
+            self.ids("images", "--quiet", "--no-trunc", "--filter", "dangling=true"),
+        )
+
+    def remove(self, *filters: str) -> None:
+        """Remove the containers and the volumes that `--filter` chooses, whatever they do."""
+        if found := self.ids("ps", "--all", "--quiet", *filters):
+            self.cli("rm", "--force", "--volumes", *found, check=False)
+        if found := self.ids("volume", "ls", "--quiet", *filters):
+            self.cli("volume", "rm", "--force", *found, check=False)
+
     def close(self) -> None:
         """Nothing to do for an engine that is not ours. May be called twice."""
