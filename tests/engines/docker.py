@@ -17,6 +17,7 @@ from typing import Any, Mapping
 
 from tests.engines import holder
 from tests.engines.client import PATH, PATIENCE, THRIFT, Client, EngineError, find_program
+from tests.memory import GIB, memory
 
 _FLAGS = (
     "--storage-driver=overlay2",
@@ -46,7 +47,9 @@ class Engine(Client):
         hosts: Mapping[str, str] | None = None,
         certs: Mapping[str, str | os.PathLike[str]] | None = None,
     ) -> None:
-        self.place = Path(tempfile.mkdtemp(prefix="oze-"))  # short: the path of a socket ends at 107 characters
+        self.place = Path(
+            tempfile.mkdtemp(prefix="oze-", dir=memory(4 * GIB))
+        )  # short: the path of a socket ends at 107 characters
         self.socket = self.place / "docker.sock"
         host = f"unix://{self.socket}"
         super().__init__(
