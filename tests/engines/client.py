@@ -15,6 +15,8 @@ THRIFT = {"GOGC": "400"}
 fifth to two fifths of their CPU time is the collection of garbage that their end would take away."""
 PATIENCE = 60.0
 """Seconds until a call is given up; many times what any of them takes."""
+Standing = tuple[frozenset[str], frozenset[str], frozenset[str], frozenset[str]]
+"""Ids or names of all containers, volumes, networks and dangling images."""
 
 
 class EngineError(AssertionError):
@@ -57,8 +59,8 @@ class Client:
         """The words that a command prints."""
         return frozenset(self.read(*arguments).split())
 
-    def standing(self) -> tuple[frozenset[str], ...]:
-        """Ids or names of all containers, volumes, networks and dangling images."""
+    def standing(self) -> Standing:
+        """What stands there now."""
         return (
             self.ids("ps", "--all", "--quiet", "--no-trunc"),
             self.ids("volume", "ls", "--quiet"),

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Mapping
 
 from tests.engines import holder
-from tests.engines.client import PATH, PATIENCE, THRIFT, Client, EngineError, find_program
+from tests.engines.client import PATH, PATIENCE, THRIFT, Client, EngineError, Standing, find_program
 from tests.memory import GIB, memory
 
 _FLAGS = (
@@ -47,9 +47,8 @@ class Engine(Client):
         hosts: Mapping[str, str] | None = None,
         certs: Mapping[str, str | os.PathLike[str]] | None = None,
     ) -> None:
-        self.place = Path(
-            tempfile.mkdtemp(prefix="oze-", dir=memory(4 * GIB))
-        )  # short: the path of a socket ends at 107 characters
+        # Short: the path of a socket ends at 107 characters.
+        self.place = Path(tempfile.mkdtemp(prefix="oze-", dir=memory(4 * GIB)))
         self.socket = self.place / "docker.sock"
         host = f"unix://{self.socket}"
         super().__init__(
@@ -153,7 +152,7 @@ class Engine(Client):
         """Put the socket's file back."""
         (self.place / "hidden.sock").rename(self.socket)
 
-    def standing(self) -> tuple[frozenset[str], ...]:
+    def standing(self) -> Standing:
         """By the API: four starts of the program, before and after every test, would cost a hundred times as much."""
         return (
             frozenset(one["Id"] for one in self._get("/containers/json?all=1")),
