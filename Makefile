@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-# Test processes at once.
+# Test processes at once; one that has nothing left takes tests from the others.
 JOBS ?= 2
 # What the sample task of `make run` does, in its workspace.
 WORK ?= git init -q . && echo hi > a && git add a && git status --short
@@ -13,7 +13,7 @@ run: $(VENV)/.dev
 	$(BIN)/python -m oz_worker dev -- '$(WORK)'
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -q -n $(JOBS) $(ARGS)
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(ARGS)
 
 soak: $(VENV)/.test
 	$(BIN)/python -m pytest -q -m soak $(ARGS)

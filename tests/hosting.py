@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Any, Callable, Mapping
 
@@ -21,6 +20,7 @@ from oz_worker.process import environment_of, read_stat
 from oz_worker.settings import CommandOptions, DirectOptions
 from oz_worker.tree import MARK
 from tests.audit import guard
+from tests.rig import until
 
 INSTANCE = os.environ.setdefault(f"OZ_TEST_INSTANCE_{os.environ.get('PYTEST_XDIST_WORKER', '')}", f"{os.getpid():012x}")
 """One for each process that runs tests, so that none meets the units of another; drivers of theirs inherit it."""
@@ -30,11 +30,7 @@ PATIENCE = 20.0
 
 def eventually(holds: Callable[[], Any], what: str = "", patience: float = PATIENCE) -> Any:
     """The first true value of *holds*; fails after a deadline that no healthy run comes near."""
-    deadline = time.monotonic() + patience
-    while not (value := holds()):
-        assert time.monotonic() < deadline, what or "it never happened"
-        time.sleep(0.005)
-    return value
+    return until(holds, what or "what never happened", patience)
 
 
 def written(path: Path) -> str:

@@ -25,6 +25,8 @@ WORKER_ID = "rig-worker"
 SAFETY = 40.0
 """Seconds until a test gives up; many times what anything here takes."""
 
+SHORTEST_PAUSE = 0.01
+LONGEST_PAUSE = 0.25
 FAST_LINK = {
     "ping_interval": "500ms",
     "dead_after": "2s",
@@ -37,11 +39,18 @@ FAST_LINK = {
 
 
 def until(condition: Callable[[], Any], what: str, seconds: float = SAFETY) -> Any:
-    """Wait for a fact of another process that announces itself in no other way."""
-    limit = time.monotonic() + seconds
+    """Wait for a fact of another process that announces itself in no other way.
+
+    A look that is dear (programs started, all processes read) is taken less often, so that looking never takes most of
+    a core from what it waits for.
+    """
+    now = time.monotonic()
+    limit = now + seconds
     while not (found := condition()):
-        assert time.monotonic() < limit, f"waited in vain for {what}"
-        time.sleep(0.01)
+        before, now = now, time.monotonic()
+        assert now < limit, f"waited in vain for {what}"
+        time.sleep(min(max(SHORTEST_PAUSE, 3 * (now - before)), LONGEST_PAUSE))
+        now = time.monotonic()
     return found
 
 

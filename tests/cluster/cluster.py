@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
 import ssl
@@ -31,18 +30,7 @@ from tests.cluster.schemas import Schemas
 from tests.cluster.server import Server
 from tests.cluster.store import Change, Store
 from tests.cluster.weather import Weather
-
-_MEMORY = "/dev/shm"
-_ROOM = 1 << 30
-
-
-def _memory() -> str | None:
-    """A file system in memory, where one is large enough and programs may run from it: pods make and remove much."""
-    try:
-        found = os.statvfs(_MEMORY)
-    except OSError:
-        return None
-    return _MEMORY if found.f_bavail * found.f_frsize > _ROOM and not found.f_flag & os.ST_NOEXEC else None
+from tests.memory import memory
 
 
 class Tls(NamedTuple):
@@ -92,7 +80,7 @@ class Cluster:
         times: Times | None = None,
     ) -> None:
         schemas = Schemas(release)  # first: it may raise
-        self.place = Path(tempfile.mkdtemp(prefix="ozk-", dir=_memory()))
+        self.place = Path(tempfile.mkdtemp(prefix="ozk-", dir=memory()))
         self.release = release
         self.times = times or Times()
         self._tls = tls

@@ -13,7 +13,7 @@ import pytest
 from tests.cluster.cluster import Census, Cluster
 from tests.cluster.patience import eventually
 from tests.cluster.real import VARIABLE, RealCluster
-from tests.engines.client import find_program
+from tests.engines.client import THRIFT, find_program
 from tests.engines.images import busybox_is_static
 
 
@@ -29,7 +29,7 @@ class Kubectl:
     def __init__(self, kubeconfig: Path, home: Path, program: str = "") -> None:
         self.kubeconfig = kubeconfig
         self.program = program or find_program("kubectl")
-        self.env = {"PATH": os.environ["PATH"], "HOME": str(home), "KUBECONFIG": str(kubeconfig)}
+        self.env = {"PATH": os.environ["PATH"], **THRIFT, "HOME": str(home), "KUBECONFIG": str(kubeconfig)}
 
     def run(self, *argv: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """Run it to its end, however that is."""

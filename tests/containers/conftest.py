@@ -101,13 +101,8 @@ class DockerRig(Rig):
         super().close()
         for turnstile in self.turnstiles:
             turnstile.close()
-        mine = ("--filter", f"label=oz-worker.worker={self.worker_id}")
-        if self._audited:
-            return
-        for name in self.engine.ids("ps", "--all", "--quiet", *mine):
-            self.engine.cli("rm", "--force", "--volumes", name, check=False)
-        for name in self.engine.ids("volume", "ls", "--quiet", *mine):
-            self.engine.cli("volume", "rm", "--force", name, check=False)
+        if not self._audited:
+            self.engine.remove("--filter", f"label=oz-worker.worker={self.worker_id}")
 
     def audit(self, *, workspaces: bool = True, traceback: bool = False) -> None:
         """Also: no container of a task is left, and nothing at all but filled sidecars."""

@@ -92,11 +92,7 @@ class DockerSite:
         """Close the backends, remove what tests are free to leave: containers, sidecars. Then the base count holds."""
         for backend in self.backends:
             backend.close()
-        mine = ("--filter", f"label=oz-worker.worker={WORKER}")
-        for name in self.engine.ids("ps", "--all", "--quiet", *mine):
-            self.engine.cli("rm", "--force", "--volumes", name, check=False)
-        for name in self.engine.ids("volume", "ls", "--quiet", *mine):
-            self.engine.cli("volume", "rm", name, check=False)
+        self.engine.remove("--filter", f"label=oz-worker.worker={WORKER}")
         audit_back_to(self.engine, self.before)
 
     def fake_docker(self, body: str) -> str:

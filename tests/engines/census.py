@@ -25,10 +25,7 @@ def census(engine: Client) -> Census:
     """Count now."""
     marks = (f"{HELPER}=".encode(), engine.mark.encode())
     return Census(
-        engine.ids("ps", "--all", "--quiet", "--no-trunc"),
-        engine.ids("volume", "ls", "--quiet"),
-        engine.ids("network", "ls", "--format", "{{.Name}}"),
-        engine.ids("images", "--quiet", "--no-trunc", "--filter", "dangling=true"),
+        *engine.standing(),
         frozenset(str(pid) for pid, environ in living_environments() if all(mark in environ for mark in marks)),
     )
 

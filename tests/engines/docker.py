@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Mapping
 
 from tests.engines import holder
-from tests.engines.client import PATH, PATIENCE, Client, EngineError, find_program
+from tests.engines.client import PATH, PATIENCE, THRIFT, Client, EngineError, Standing, find_program
+from tests.memory import GIB, memory
 
 _FLAGS = (
     "--storage-driver=overlay2",
@@ -46,7 +47,8 @@ class Engine(Client):
         hosts: Mapping[str, str] | None = None,
         certs: Mapping[str, str | os.PathLike[str]] | None = None,
     ) -> None:
-        self.place = Path(tempfile.mkdtemp(prefix="oze-"))  # short: the path of a socket ends at 107 characters
+        # Short: the path of a socket ends at 107 characters.
+        self.place = Path(tempfile.mkdtemp(prefix="oze-", dir=memory(4 * GIB)))
         self.socket = self.place / "docker.sock"
         host = f"unix://{self.socket}"
         super().__init__(
@@ -111,7 +113,7 @@ class Engine(Client):
             f"--pidfile={self.place}/dockerd.pid",
         ]
         argv += [*_FLAGS, f"--cgroup-parent=/{self._cgroup}", *self._flags]
-        self._tell(start=argv, env={"PATH": PATH, "HOME": str(self.place)})
+        self._tell(start=argv, env={"PATH": PATH, **THRIFT, "HOME": str(self.place)})
         self._await("started")
         limit = time.monotonic() + PATIENCE
         while not self._answers():
@@ -150,6 +152,15 @@ class Engine(Client):
         """Put the socket's file back."""
         (self.place / "hidden.sock").rename(self.socket)
 
+    def standing(self) -> Standing:
+        """By the API: four starts of the program, before and after every test, would cost a hundred times as much."""
+        return (
+            frozenset(one["Id"] for one in self._get("/containers/json?all=1")),
+            frozenset(one["Name"] for one in self._get("/volumes")["Volumes"] or ()),
+            frozenset(one["Name"] for one in self._get("/networks")),
+            frozenset(one["Id"] for one in self._get("/images/json?filters=%7B%22dangling%22:%5B%22true%22%5D%7D")),
+        )
+
     def close(self) -> None:
         """End and remove everything: containers, processes, mounts, cgroups, files. Also twice, and after a crash."""
         assert self._holder.stdin
@@ -165,14 +176,29 @@ class Engine(Client):
         holder.remove(self.place, self._cgroup)  # nothing is left to do unless the holder was killed
 
     def _answers(self) -> bool:
+        try:
+            return b" 200 " in self._ask("/_ping")
+        except OSError:
+            return False
+
+    def _get(self, path: str) -> Any:
+        """What the API says; raises EngineError when it does not."""
+        try:
+            head, _, body = self._ask(path).partition(b"\r\n\r\n")
+        except OSError as error:
+            raise self._failure(f"{path}: {error}") from None
+        if b" 200 " not in head.partition(b"\r\n")[0]:
+            raise self._failure(f"{path}: {head!r} {body!r}")
+        return json.loads(body)
+
+    def _ask(self, path: str) -> bytes:
+        """The whole answer; HTTP/1.0, so that it ends with the connection and has no chunks."""
         with socket.socket(socket.AF_UNIX) as line:
             line.settimeout(PATIENCE)
-            try:
-                line.connect(str(self.socket))
-                line.sendall(b"GET /_ping HTTP/1.0\r\nHost: docker\r\n\r\n")
-                return b" 200 " in line.recv(4096)
-            except OSError:
-                return False
+            line.connect(str(self.socket))
+            line.sendall(f"GET {path} HTTP/1.0\r\nHost: docker\r\n\r\n".encode())
+            with line.makefile("rb") as answer:
+                return answer.read()
 
     def _tell(self, **word: Any) -> None:
         assert self._holder.stdin

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from tests.engines.client import PATH, PATIENCE, Client, EngineError, find_program
 from tests.engines.holder import cgroups_of, remove, thaw_cgroups
+from tests.memory import GIB, memory
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,7 +52,7 @@ class Podman(Client):
     """A private Podman, as root. Any number of threads may call it; networks are `none` (the default) and `host`."""
 
     def __init__(self) -> None:
-        self.place = Path(tempfile.mkdtemp(prefix="ozp-"))
+        self.place = Path(tempfile.mkdtemp(prefix="ozp-", dir=memory(4 * GIB)))
         for name in ("tmp", "networks"):
             (self.place / name).mkdir()
         (self.place / "containers.conf").write_text(_CONTAINERS.format(place=self.place))

@@ -14,6 +14,7 @@ from oz_worker.process import arguments_of
 from tests.cluster.cluster import Cluster, Tls
 from tests.cluster.fixtures import OwnCluster, back_to
 from tests.cluster.resources import JOBS, PODS
+from tests.engines.client import THRIFT
 from tests.kubernetes.kubernetes_site import KubernetesSite, add_images, options_for
 from tests.rig import Rig, until
 
@@ -41,6 +42,7 @@ class KubernetesRig(Rig):
         super().__init__(place, plane)
         self.cluster = cluster
         add_images(cluster)
+        self.env.update(THRIFT)
         self.before = cluster.census()
         self.worker_id = f"rig-{os.urandom(4).hex()}"
         self.config["worker_id"] = self.worker_id

@@ -26,6 +26,7 @@ from tests.cluster.images import BUSYBOX
 from tests.cluster.real import VARIABLE, RealCluster
 from tests.cluster.resources import JOBS, PODS, Resource
 from tests.containers.docker_site import ARGV, FORWARD
+from tests.engines.client import THRIFT
 from tests.engines.images import ENTRYPOINT, OZ_PROGRAM
 from tests.hosting import INSTANCE, PATIENCE, eventually, written
 
@@ -122,7 +123,9 @@ class KubernetesSite:
         **options: Any,
     ) -> Kubernetes:
         """A backend that is not open yet; *environ* replaces its environment, another *state* is another disk."""
-        environ: Mapping[str, str] = options.pop("environ", {"PATH": os.environ["PATH"], "HOME": "/nonexistent"})
+        environ: Mapping[str, str] = options.pop(
+            "environ", {"PATH": os.environ["PATH"], **THRIFT, "HOME": "/nonexistent"}
+        )
         chosen = options_for(self._cluster, self._place, **{**self.options, **options})
         return Kubernetes(
             KubernetesOptions(**chosen),

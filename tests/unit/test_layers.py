@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -128,16 +129,19 @@ def _imports(modules: dict[str, Path]) -> Iterator[Import]:
                     yield Import(importer, name.removeprefix("oz_worker").lstrip(".") or "__init__", node.lineno)
 
 
-IMPORTS = tuple(_imports(_modules()))
+@functools.cache
+def imports() -> tuple[Import, ...]:
+    """All of the package; read by the tests and not while they are collected, which every process of a run does."""
+    return tuple(_imports(_modules()))
 
 
 def test_there_are_imports_to_check() -> None:
-    assert len(IMPORTS) > 100
+    assert len(imports()) > 100
 
 
 def test_a_module_imports_only_its_own_layer_and_lower_ones() -> None:
     wrong = []
-    for found in IMPORTS:
+    for found in imports():
         rank, name = _ranked(found.importer)
         other_rank, other_name = _ranked(found.imported)
         if other_rank > rank or SIBLINGS.get(name) == other_name:
@@ -148,7 +152,7 @@ def test_a_module_imports_only_its_own_layer_and_lower_ones() -> None:
 def test_the_control_plane_shares_no_wire_code_with_the_worker() -> None:
     shared = [
         f"{found.importer} line {found.line}: {found.imported}"
-        for found in IMPORTS
+        for found in imports()
         if found.importer.startswith("devplane") and _ranked(found.imported)[1] in OWN_WIRE
     ]
     assert shared == []
