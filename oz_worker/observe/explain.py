@@ -70,8 +70,8 @@ def of_link(link: Mapping[str, Any]) -> str:
         text += f"; tried {_ago(float(tried))} ago"
     if not link.get("again_at"):
         return text
-    left = round(float(link["again_at"]) - time.time())
-    return f"{text}; next try in {format_duration(float(left))}" if left > 0 else f"{text}; the next try is due"
+    left = float(link["again_at"]) - time.time()
+    return f"{text}; next try in {format_duration(left)}" if left > 0 else f"{text}; the next try is due"
 
 
 def rejections(facts: Facts, task_id: str = "") -> list[dict[str, Any]]:
