@@ -52,7 +52,7 @@ class Store:
         self._thread: threading.Thread | None = None
         self._db: sqlite3.Connection | None = None
         self._ended = False  # nothing is run any more; set by the store's thread after its last batch
-        self.trouble = ""  # why the last commit failed, "" when it did not; written by the store's thread only
+        self.trouble = ""  # why the last change was not committed, "" when it was; written by the store's thread only
 
     def start(self, on_death: Callable[[str, BaseException], None]) -> None:
         """Open the database (migrating it, or setting a damaged one aside) and start the thread.
@@ -63,7 +63,9 @@ class Store:
 
         def body() -> None:
             try:
-                self._db, self.salvaged = _open(self.path)  # on this thread: SQLite ties a connection to its maker
+                self._db, self.salvaged = _open(
+                    self.path, self.use_reserve
+                )  # on this thread: SQLite ties a connection to its maker
             except BaseException as error:  # told to the caller of start, who raises it
                 opened.put(error)
                 return
@@ -123,11 +125,13 @@ class Store:
         """One transaction over all *jobs*, each in a savepoint of its own: one that fails takes no other with it."""
         results: list[tuple[Any, StoreError | None]] = []
         try:
+            changes = db.total_changes
             db.execute("BEGIN IMMEDIATE")
             for work, _done in jobs:
                 results.append(_guarded(db, work))
             db.execute("COMMIT")
-            self.trouble = ""
+            if db.total_changes != changes:  # one that changes nothing works on a full disk too
+                self.trouble = ""
             self._make_reserve()
         except sqlite3.Error as error:
             self.trouble = str(error)
@@ -220,12 +224,14 @@ def _log_failure(_result: Any, error: StoreError | None) -> None:
         logger.warning("%s", error)
 
 
-def _open(path: Path) -> tuple[sqlite3.Connection, int]:
+def _open(path: Path, use_reserve: Callable[[], bool]) -> tuple[sqlite3.Connection, int]:
     """The database, migrated, and how many reports were salvaged from a damaged predecessor."""
     try:
         return _connect(path), 0
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError) and "malformed" not in str(error):
+            if ("disk I/O" in str(error) or "full" in str(error)) and use_reserve():  # what runs must be looked after
+                return _open(path, lambda: False)
             raise NotUsable(
                 f"the state database {path} cannot be opened ({error}); make its directory writable and free some space"
             ) from None

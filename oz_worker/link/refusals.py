@@ -21,11 +21,13 @@ RETRY_AFTER_MOST = 300.0
 
 class Refusal(NamedTuple):
     """`refused`: the server said no and will say so again (400, 401, 403, 404): retried slowly, and what
-    `exit_on_refusal` ends. `delay`: at least so many seconds before the next try."""
+    `exit_on_refusal` ends. `delay`: at least so many seconds before the next try. `of_key`: it is the key that the
+    server does not want."""
 
     sentence: str
     refused: bool = False
     delay: float = 0.0
+    of_key: bool = False
 
 
 def explain(error: DialError) -> Refusal:
@@ -152,10 +154,10 @@ def _status_refusal(error: DialError, said: Reply) -> Refusal:
     place, status = error.place, _status(said)
     if said.status == 401:
         text = f"{place} does not know the API key ({status}): it is wrong, expired or revoked; make a new one"
-        return Refusal(text, refused=True, delay=_retry_after(said))
+        return Refusal(text, refused=True, delay=_retry_after(said), of_key=True)
     if said.status == 403:
         text = f"{place} does not allow this API key ({status}): it needs team scope and the right to run workers"
-        return Refusal(text, refused=True, delay=_retry_after(said))
+        return Refusal(text, refused=True, delay=_retry_after(said), of_key=True)
     if said.status in (400, 404):
         text = f"{place} has no worker end point at this URL ({status}): check web_socket_url and worker_id"
         return Refusal(text, refused=True, delay=_retry_after(said))

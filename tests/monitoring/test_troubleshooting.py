@@ -11,6 +11,7 @@ from oz_worker.instruments import CATALOGUE, REASONS
 from oz_worker.model import Refusal
 from tests.monitoring.promtool import MONITORING, ROOT
 from tests.monitoring.test_alerts import ALERTS, anchors
+from tests.rig import Rig
 
 PAGE = ROOT / "docs" / "troubleshooting.md"
 TEXT = PAGE.read_text()
@@ -60,3 +61,19 @@ def test_every_link_into_a_page_finds_its_heading() -> None:
 
 def test_every_shipped_file_is_named_in_the_page_about_monitoring() -> None:
     assert [path.name for path in MONITORING.iterdir() if f"deploy/monitoring/{path.name}" not in MONITORED] == []
+
+
+def test_the_command_of_an_alert_works_beside_the_shipped_unit_once_its_file_names_the_state(rig: Rig) -> None:
+    """systemd tells the place of the state to the worker, not to whoever asks about it."""
+    del rig.config["state_dir"]
+    worker = rig.start(env={"STATE_DIRECTORY": f"{rig.state_dir}:{rig.workspaces}"})
+    rig.plane.down()
+    worker.wait_log("disconnected")
+    told = ALERTS["OzWorkerDisconnected"]["annotations"]["description"]
+    (command,) = re.findall(r"python -m oz_worker (status [^`]*)`", told)
+    words = command.replace("FILE", str(rig.place / "config.yaml")).split()
+    assert rig.run_command(*words).returncode == 3
+    (cure,) = re.findall("write `(state_dir: .*)` into the file", worker.log)
+    with (rig.place / "config.yaml").open("a") as file:
+        file.write(f"{cure}\n")
+    assert "link: disconnected for " in rig.run_command(*words).stdout
