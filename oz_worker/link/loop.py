@@ -89,6 +89,8 @@ class Link:
         self._limits = limits
         self._delays = self._ordinary()
         self._refusals: Iterator[float] | None = None
+        self.refusal: refusals.Refusal | None = None
+        """Why the last dial failed; None when it did not."""
 
     @property
     def origin(self) -> Origin:
@@ -142,7 +144,7 @@ class Link:
         self._wait(delay, through_flush=flushing)
 
     def _failed(self, error: DialError, *, last: bool) -> None:
-        refusal = refusals.explain(error)
+        self.refusal = refusal = refusals.explain(error)
         logger.debug("dial failed at %s: %s", error.step.value, refusal.sentence)
         delay = max(refusal.delay, next(self._slow() if refusal.refused else self._delays))
         if not refusal.refused:
@@ -195,7 +197,7 @@ class Link:
             around=self._around,
         )
         self._connected = True
-        self._refusals = None
+        self._refusals = self.refusal = None
         try:
             self._traffic.opened(connection, self._target.origin)
         except BaseException:

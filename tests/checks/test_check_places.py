@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 import sys
@@ -14,8 +15,8 @@ from oz_worker.checks import host, places
 from oz_worker.redact import Secret
 from oz_worker.settings import DirectOptions, Settings
 from tests.checks.asked import KEY, asked, command, found
-from tests.rawserver import refused_port
-from tests.rig import Rig
+from tests.rawserver import RawServer, refused_port
+from tests.rig import Rig, until
 
 
 def settings(place: Path, **more: Any) -> Settings:
@@ -111,14 +112,19 @@ def test_a_check_beside_a_running_worker_tells_of_it_and_does_not_disturb_it(rig
     rig.audit()
 
 
-def test_a_worker_that_was_refused_says_so_through_the_check(rig: Rig) -> None:
-    worker = rig.start(env={"WARP_API_KEY": "wk-wrong"}, connected=False)
-    worker.wait_log("does not know the API key")
-    config = {**rig.config, "web_socket_url": rig.plane.url}
-    answer = asked(rig.place, config, WARP_API_KEY="wk-wrong")
-    assert answer.code == 3
-    assert f"process {worker.pid}" in answer.tests["server"]["said"]
-    assert "does not know the API key" in answer.tests["server"]["said"]
+@pytest.mark.parametrize("why", ["refused", "disconnected"])
+def test_a_worker_that_does_not_connect_says_so_through_the_check(rig: Rig, why: str) -> None:
+    """Whatever is wrong; with its age, because what was refused may have been put right since."""
+    said = {"refused": "does not know the API key", "disconnected": "refused the connection"}[why]
+    url = rig.plane.url if why == "refused" else f"ws://127.0.0.1:{refused_port()}/"
+    worker = rig.start("--web-socket-url", url, env={"WARP_API_KEY": "wk-wrong"}, connected=False)
+    worker.wait_log(said)
+    until(lambda: f"link: {why}" in rig.run_command("status", "--state-dir", str(rig.state_dir)).stdout, "the fact")
+    with RawServer(lambda peer: peer.refuse("404 Not Found")) as far:  # what is asked anew is fine
+        answer = asked(rig.place, {**rig.config, "web_socket_url": far.url}, WARP_API_KEY="wk-wrong")
+    assert (answer.code, answer.results()["server"]) == (3, "failed"), answer.all_text
+    words = rf"not tried beside process {worker.pid}, .*; its own link: {why} for \S+ \(.*{said}.*\); next try in \d"
+    assert re.match(words, answer.tests["server"]["said"])
     worker.kill()
     rig.audit()
 
