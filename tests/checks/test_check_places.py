@@ -137,6 +137,9 @@ def test_a_wrong_configuration_is_one_failed_test_and_exit_2(tmp_path: Path) -> 
     assert "unknown key 'wroker'" in said
     assert "stop_grace" in said
     assert command(tmp_path, {"worker_id": "w", "wroker": 1}).stdout == ""
+    answer = asked(tmp_path, {"worker_id": "w"}, WARP_API_KEY="")
+    assert answer.tests["configuration"]["said"].startswith("no API key: set WARP_API_KEY")
+    assert answer.tests["configuration"]["cure"] == "do what each of these lines says"  # no place is named above
     answer = asked(tmp_path, {"worker_id": "w"}, "--api-key-file", str(tmp_path / "none"))
     assert answer.code == 2
     assert "key file" in answer.tests["configuration"]["said"]
