@@ -76,7 +76,7 @@ def _run(arguments: argparse.Namespace) -> int:
     loaded = load(arguments, os.environ)
     from oz_worker.daemon import run
 
-    code = run(loaded.settings, loaded.warnings)
+    code = run(loaded.settings, loaded.warnings, loaded.origins["api_key"])
     # Not by the interpreter's own exit: it waits for, or trips over, threads that nothing can wake (see `daemon`).
     os._exit(code)
 

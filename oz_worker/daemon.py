@@ -46,7 +46,7 @@ import signal
 import threading
 import time
 from pathlib import Path
-from typing import Sequence
+from typing import Any, Sequence
 
 from oz_worker import (
     __version__,
@@ -90,12 +90,18 @@ from oz_worker.threads import Deaths, Waker
 logger = logging.getLogger(__name__)
 
 
-def run(settings: Settings, warnings: Sequence[str]) -> int:
-    """Run the worker until it is told to stop; the exit code. Main thread only. Raises NotUsable before it connects."""
+def run(settings: Settings, warnings: Sequence[str], key_origin: str = "") -> int:
+    """Run the worker until it is told to stop; the exit code. Main thread only. Raises NotUsable before it connects.
+
+    *key_origin*: the flag or variable that the key came from, where it was no file.
+    """
     threading.stack_size(threads.STACK_BYTES)
     meters, waker = Meters(instruments.CATALOGUE), Waker()
     health, deaths = Health(os.environ, meters), Deaths(waker)
     known = Known(own_secrets(settings, os.environ))
+    key = KeySource(
+        Secret("") if settings.api_key_file else settings.api_key, settings.api_key_file, known.learn, key_origin
+    )
     logs = Logs(
         level=settings.log_level,
         form=settings.log_format,
@@ -109,7 +115,7 @@ def run(settings: Settings, warnings: Sequence[str]) -> int:
             logger.warning("%s", warning)
         try:
             with contextlib.ExitStack() as parts:
-                return _run(settings, known, logs, waker, inbox, parts, meters, health, deaths)
+                return _run(settings, key, known, logs, waker, inbox, parts, meters, health, deaths)
         except OzWorkerError as error:
             error.args = (known.everywhere(str(error)),)  # it is said on stderr, past the log
             raise
@@ -122,6 +128,7 @@ def run(settings: Settings, warnings: Sequence[str]) -> int:
 
 def _run(
     settings: Settings,
+    key: KeySource,
     known: Known,
     logs: Logs,
     waker: Waker,
@@ -207,7 +214,8 @@ def _run(
     link = Link(
         url=settings.web_socket_url,
         worker_id=settings.worker_id,
-        key=KeySource(Secret("") if settings.api_key_file else settings.api_key, settings.api_key_file, known.learn),
+        key=key,
+        of_key=key.account(),
         options=settings.link,
         ca_file=settings.ca_file,
         waker=waker,
@@ -247,6 +255,7 @@ class Daemon:
         self._deaths = deaths
         self._hide = hide
         self._announced = ""
+        self._link: dict[str, Any] = {}  # the fact of that name as it was noted last
 
     def on_wake(self) -> Directive:
         """Handle signals, deaths and timers; say what the link is to do."""
@@ -302,18 +311,25 @@ class Daemon:
     def dial_failed(self, sentence: str, refused: bool, delay: float) -> None:
         """No connection; the link tries again."""
         self._engine.meters.count("oz_worker_websocket_reconnects_total", reason="dial_failed")
-        logger.warning("%s Next try in %.1f s", sentence, delay)
-        again = str(time.time() + delay)
-        self._note("link", {"state": "refused" if refused else "disconnected", "why": sentence, "again_at": again})
-        if refused and (self._settings.exit_on_refusal or self._settings.one_shot):
-            self._stopping.refused(sentence)
+        now, state = time.time(), "refused" if refused else "disconnected"
+        fact = {"state": state, "why": sentence, "tried_at": str(now)}
+        if refused and self._settings.exit_on_refusal:
+            self._stopping.refused(sentence)  # says so
+        if self._stopping.stopping and self._engine.idle():
+            logger.warning("%s", sentence)
+        else:
+            logger.warning("%s. Next try in %.1f s", sentence.rstrip("."), delay)
+            fact["again_at"] = str(now + delay)
+        self._note("link", fact)
 
     def note_start(self) -> None:
         """Facts for `status` that do not change."""
         settings = self._settings
         about = {"worker_id": settings.worker_id, "backend": settings.backend, "version": __version__}
         about |= opening.this_process() | {"url": self._outbox.origin, "limit": str(settings.max_concurrent_tasks)}
-        self._note("worker", about)
+        limits = self._engine.limits  # so that `status` can look at the disks itself, where nothing can be written
+        about |= {"min_free_disk": str(limits.min_free_disk), "min_free_inodes": str(limits.min_free_inodes)}
+        self._note("worker", {**about, "disks": [str(path) for path in limits.disk_paths]})
         self._note("link", {"state": "connecting"})
 
     def farewell(self) -> int:
@@ -339,12 +355,19 @@ class Daemon:
         else:
             self._stopping.signalled(number)
 
-    def _note(self, name: str, fact: dict[str, str]) -> None:
-        """For `status`, the database and HTTP: a server may have repeated the key in its answer."""
+    def _note(self, name: str, fact: dict[str, Any]) -> None:
+        """For `status`, the database and HTTP: a server may have repeated the key in its answer.
+
+        A link that stays in its state stays so since the same moment, however often it was tried.
+        """
         fact = {key: self._hide(text) if key == "why" else text for key, text in fact.items()}
         self._health.noted(name, fact)
-        text = json.dumps({**fact, "at": time.time()})
-        self._engine.primary.store.post(lambda db: rows.put_fact(db, name, text), lambda _result, _error: None)
+        fact["at"] = time.time()
+        if name == "link":
+            if fact["state"] == self._link.get("state"):
+                fact["at"] = self._link["at"]
+            self._link = fact
+        self._engine.notes.note(name, fact)
 
 
 def _say_what_the_start_waits_for(primary: Instance, health: Health, hide: Redactor, why: str) -> None:

@@ -109,12 +109,18 @@ def take(state_dir: Path, pinned: str = "", misfit: Callable[[Path], str] = lamb
 
 
 def instances(state_dir: Path) -> list[Path]:
-    """The instance directories below *state_dir*, in a fixed order."""
+    """The instance directories below *state_dir*, in a fixed order. Raises NotUsable where we may not look."""
     try:
         names = sorted(entry.name for entry in os.scandir(state_dir) if entry.is_dir(follow_symlinks=False))
+        names = [name for name in names if INSTANCE_ID.fullmatch(name) and (state_dir / name / "lock").exists()]
     except FileNotFoundError:
         return []
-    return [state_dir / name for name in names if INSTANCE_ID.fullmatch(name) and (state_dir / name / "lock").exists()]
+    except OSError as error:
+        raise NotUsable(
+            f"{error.filename} cannot be read ({error.strerror}); ask as the user who runs the worker, or name another"
+            " directory with --state-dir"
+        ) from None
+    return [state_dir / name for name in names]
 
 
 def hold(path: Path) -> Slot | None:

@@ -52,7 +52,7 @@ class Store:
         self._thread: threading.Thread | None = None
         self._db: sqlite3.Connection | None = None
         self._ended = False  # nothing is run any more; set by the store's thread after its last batch
-        self.trouble = ""  # why the last commit failed, "" when it did not; written by the store's thread only
+        self.trouble = ""  # why the last change was not committed, "" when it was; written by the store's thread only
 
     def start(self, on_death: Callable[[str, BaseException], None]) -> None:
         """Open the database (migrating it, or setting a damaged one aside) and start the thread.
@@ -123,11 +123,13 @@ class Store:
         """One transaction over all *jobs*, each in a savepoint of its own: one that fails takes no other with it."""
         results: list[tuple[Any, StoreError | None]] = []
         try:
+            changes = db.total_changes
             db.execute("BEGIN IMMEDIATE")
             for work, _done in jobs:
                 results.append(_guarded(db, work))
             db.execute("COMMIT")
-            self.trouble = ""
+            if db.total_changes != changes:  # one that changes nothing works on a full disk too
+                self.trouble = ""
             self._make_reserve()
         except sqlite3.Error as error:
             self.trouble = str(error)

@@ -84,7 +84,7 @@ class Road:
             Probe("name", self._name, cure=_NAME, needs=("proxy",)),
             Probe("connection", self._connection, cure=_WAY_OUT, needs=("name",)),
             Probe("certificate", self._certificate, cure=_CERTIFICATE, needs=("connection",)),
-            Probe("server", self._server, needs=("key", "certificate")),
+            Probe("server", self._server, needs=("key", "state", "certificate")),
             Probe("clock", self._clock, cure="set this machine's clock, and let NTP keep it", needs=("connection",)),
         ]
 

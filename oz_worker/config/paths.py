@@ -8,6 +8,8 @@ import re
 from typing import Mapping, Sequence
 
 _SYSTEM_BASE = "/var/lib/oz/state"
+SERVICE_STATE = "/var/lib/oz-worker/state"
+"""Where the shipped system service keeps its state (`StateDirectory=` in deploy/oz-agent-worker.service)."""
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
@@ -43,9 +45,12 @@ def default_state_dir(worker_id: str, environ: Mapping[str, str]) -> str:
 
 
 def known_state_dirs(environ: Mapping[str, str]) -> Sequence[str]:
-    """Every state directory of this user at the default places, for commands that were not told a worker."""
-    found = systemd_state_dir(environ)
-    return [found] if found else directories_below(state_base(environ))
+    """Every state directory of this user at the default places, and the one of the shipped system service where it may
+    be seen: for commands that were not told a worker."""
+    if found := systemd_state_dir(environ):
+        return [found]
+    service = [SERVICE_STATE] if os.access(SERVICE_STATE, os.R_OK | os.X_OK) else []
+    return [*directories_below(state_base(environ)), *service]
 
 
 def directories_below(base: str) -> Sequence[str]:

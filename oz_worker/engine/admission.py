@@ -23,7 +23,7 @@ from oz_worker.backends.base import Unit
 from oz_worker.engine import verdict
 from oz_worker.engine.cancellation import Cancellation
 from oz_worker.engine.follow import Follower
-from oz_worker.engine.gate import Gate, Limits
+from oz_worker.engine.gate import OF_PLACE, Gate, Limits
 from oz_worker.engine.instance import Instance
 from oz_worker.engine.notes import Notes
 from oz_worker.engine.outbox import Outbox
@@ -415,7 +415,8 @@ class Engine:
         span.end()
 
     def _reject(self, key: Key, refusal: Refusal, connection: int, why: str = "", title: str = "") -> None:
-        logger.info("task %s rejected: %s%s", key, refusal.wire, f" ({why})" if why else "")
+        level = logging.WARNING if refusal in OF_PLACE else logging.INFO
+        logger.log(level, "task %s rejected: %s%s", key, refusal.wire, f" ({why})" if why else "")
         self.meters.count("oz_worker_tasks_rejected_total", reason=refusal.label)
         self._trace(key, title, "task.rejected", reason=refusal.label)
         self.notes.rejected(key, refusal, why)

@@ -12,6 +12,19 @@ OWN_DESCRIPTORS, DESCRIPTORS_OF_A_START = 32, 8
 """What the worker itself has open, and what a task needs for a moment while it starts or is removed; then it is one."""
 
 
+FULL_BYTES = 64 * 1024
+"""With less than that the database cannot be written, and what is left is for the ends of tasks."""
+
+
+def full(path: Path) -> bool:
+    """Whether nothing more can be written on the disk of *path*. May hang with that disk."""
+    try:
+        fs = os.statvfs(path)
+    except OSError:
+        return False  # not for want of room
+    return (fs.f_bavail if os.geteuid() else fs.f_bfree) * fs.f_frsize < FULL_BYTES
+
+
 def most_by_descriptors(most: int) -> int:
     """How many tasks at once, at most *most*, the limit of open files carries even if all start together."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]

@@ -15,7 +15,10 @@ from oz_worker.model import Refusal
 
 logger = logging.getLogger(__name__)
 
-_OF_PLACE = (Refusal.DISK, Refusal.BACKEND)
+DISK = f"{Refusal.DISK.label}: "
+"""So a sentence about a disk begins."""
+OF_PLACE = (Refusal.DISK, Refusal.BACKEND)
+"""Refusals that somebody has to mend something for."""
 MOST_THREADS = 1000
 """Tasks at once when the operator sets no limit: each costs a parked thread."""
 
@@ -92,7 +95,7 @@ class Gate:
         Looks at disks.
         """
         found = vitals.troubles()
-        found += [f"{refusal.label}: {why}" for refusal, why in self.obstacles() if refusal in _OF_PLACE]
+        found += [f"{refusal.label}: {why}" for refusal, why in self.obstacles() if refusal in OF_PLACE]
         if database := self._primary.store.trouble:
             found.append(f"the state database cannot be written: {database}")
         return found

@@ -13,13 +13,17 @@ KEY_BYTES = 16 * 1024
 class KeySource:
     """The key itself, or the file it is read from anew at each dial, on the resolver thread.
 
-    What the file holds goes to *learn* first, key or not: from then on the log masks it.
+    What the file holds goes to *learn* first, key or not: from then on the log masks it. *origin*: the flag or variable
+    that gave the key where no file did.
 
     Calling it raises OSError when the file cannot be read, ValueError with a sentence when what it holds is no key.
     """
 
-    def __init__(self, key: Secret, path: str = "", learn: Callable[[str], None] = lambda _text: None) -> None:
+    def __init__(
+        self, key: Secret, path: str = "", learn: Callable[[str], None] = lambda _text: None, origin: str = ""
+    ) -> None:
         self._key = key
+        self._origin = origin.lstrip("$")
         self._path = path
         self._learn = learn
 
@@ -34,6 +38,14 @@ class KeySource:
         if not all(" " < c < "\x7f" for c in text):
             raise ValueError(f"{where} holds blanks or characters that no API key has; put the key alone there")
         return Secret(text)
+
+    def account(self) -> str:
+        """Where the key comes from, and what a new one takes; for a server that does not want this one."""
+        if self._path:
+            return f"the key is read from {self._path} anew at each dial"
+        return (
+            f"the key came from {self._origin}: a new one there needs a restart of the worker" if self._origin else ""
+        )
 
     def _read(self) -> str:
         with open(self._path, "rb") as file:

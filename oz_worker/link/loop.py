@@ -46,7 +46,8 @@ class Link:
 
     The daemon stops it through *traffic*: `waker.wake()` leads to `traffic.on_wake()`, whose directive says RUN,
     FLUSH or LEAVE, wherever the loop waits. *key* is called on the resolver thread at each dial and returns the key;
-    OSError and ValueError from it count as a failed dial. *look* replaces `getaddrinfo`, *asleep* the suspend clock.
+    OSError and ValueError from it count as a failed dial; *of_key* says where it comes from to whoever reads that the
+    server does not want it. *look* replaces `getaddrinfo`, *asleep* the suspend clock.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Link:
         waker: Waker,
         traffic: Traffic,
         ca_file: str = "",
+        of_key: str = "",
         headers: Mapping[str, str] | None = None,
         rng: random.Random | None = None,
         look: Look | None = None,
@@ -68,6 +70,7 @@ class Link:
     ) -> None:
         self._target = target(url, {"worker_id": worker_id})  # ConfigurationError when it is no WebSocket URL
         self._key = key
+        self._of_key = of_key
         self._options = options
         self._traffic = traffic
         self._headers = {"User-Agent": USER_AGENT, **CAPABILITIES, **(headers or {})}
@@ -144,7 +147,10 @@ class Link:
         self._wait(delay, through_flush=flushing)
 
     def _failed(self, error: DialError, *, last: bool) -> None:
-        self.refusal = refusal = refusals.explain(error)
+        refusal = refusals.explain(error)
+        if refusal.of_key and self._of_key:
+            refusal = refusal._replace(cure=f"{refusal.cure}; {self._of_key}")
+        self.refusal = refusal
         logger.debug("dial failed at %s: %s", error.step.value, refusal.sentence)
         delay = max(refusal.delay, next(self._slow() if refusal.refused else self._delays))
         if not refusal.refused:

@@ -22,12 +22,14 @@ _LATER = "nothing is wrong here, a worker tries again by itself"
 
 class Refusal(NamedTuple):
     """What happened, and what to do about it. `refused`: the server said no and will say so again (400, 401, 403,
-    404): retried slowly, and what `exit_on_refusal` ends. `delay`: at least so many seconds before the next try."""
+    404): retried slowly, and what `exit_on_refusal` ends. `delay`: at least so many seconds before the next try.
+    `of_key`: it is the key that the server does not want."""
 
     what: str
     cure: str = ""
     refused: bool = False
     delay: float = 0.0
+    of_key: bool = False
 
     @property
     def sentence(self) -> str:
@@ -170,7 +172,7 @@ def _status_refusal(error: DialError, said: Reply) -> Refusal:
         what, cure = f"{place} has a fault of its own ({status})", _LATER
     else:
         what, cure = f"{place} refused the connection ({status})", "check web_socket_url"
-    return Refusal(what, cure, refused, _retry_after(said))
+    return Refusal(what, cure, refused, _retry_after(said), of_key=said.status in (401, 403))
 
 
 def _status(said: Reply) -> str:

@@ -10,13 +10,13 @@ import time
 from typing import Any, Mapping, Sequence
 
 from oz_worker.engine import gate
-from oz_worker.engine.notes import BEAT_SECONDS, INTAKE, REJECTIONS, WAITS
+from oz_worker.engine.notes import BEAT_SECONDS, INTAKE, REJECTIONS, REPAIRED, WAITS
 from oz_worker.lifecycle import FINAL, State
 from oz_worker.rows import OutboxRow, TaskRow
 from oz_worker.timing import format_duration
 
 Facts = Mapping[str, Mapping[str, Any]]
-NOTED = (INTAKE, REJECTIONS, WAITS, "start")
+NOTED = (INTAKE, REJECTIONS, REPAIRED, WAITS, "start")
 """The facts that only an explanation shows."""
 SILENT_SECONDS = 3 * BEAT_SECONDS
 """After that a worker should have written again, also one that is busy removing much."""
@@ -31,10 +31,16 @@ _DOING = {
 _BECAUSE = {"cancel": "the server cancelled it", "shutdown": "the worker stops", "deadline": "task_timeout has passed"}
 
 
-def why_not_ready(facts: Facts) -> list[str]:
-    """The sentences of `/readyz` about the running worker with these *facts*; empty when it is ready."""
+def why_not_ready(facts: Facts, low: str = "") -> list[str]:
+    """The sentences of `/readyz` about the running worker with these *facts*; empty when it is ready.
+
+    *low*: which of its disks has no room, where somebody has looked just now.
+    """
     step = facts.get("stop", {}).get("step", "running")
-    return gate.why_not_ready(step, facts.get("link", {}), facts.get(INTAKE, {}).get("troubles", []))
+    troubles = list(facts.get(INTAKE, {}).get("troubles", []))
+    if low and not any(why.startswith(gate.DISK) for why in troubles):  # it may not have been able to write that down
+        troubles.insert(0, gate.DISK + low)
+    return gate.why_not_ready(step, facts.get("link", {}), troubles)
 
 
 def full(facts: Facts) -> str:
@@ -42,9 +48,11 @@ def full(facts: Facts) -> str:
     return str(facts.get(INTAKE, {}).get("full", ""))
 
 
-def silence(facts: Facts) -> str:
-    """A sentence about a worker that has written nothing down for too long."""
+def silence(facts: Facts, *, full: bool = False) -> str:
+    """A sentence about a worker that has written nothing down for too long, or for a while on a disk that is *full*."""
     at = facts.get(INTAKE, {}).get("at")
+    if isinstance(at, (int, float)) and full:
+        return f"its disk is full, so what stands here may be {_ago(at)} old; free some space"
     if not isinstance(at, (int, float)) or time.time() - at < SILENT_SECONDS:
         return ""
     return (
@@ -54,12 +62,16 @@ def silence(facts: Facts) -> str:
 
 
 def of_link(link: Mapping[str, Any]) -> str:
-    """The state of the link, since when, why, and when it is tried again."""
+    """The state of the link, since when, why, when it was tried last, and when it is tried again."""
     text = f"{link.get('state', 'unknown')} for {_ago(link.get('at'))}"
     if why := link.get("why"):
         text += f" ({why})"
-    left = float(link.get("again_at") or 0) - time.time()
-    return text + (f"; next try in {format_duration(max(left, 0.0))}" if link.get("again_at") else "")
+    if tried := link.get("tried_at"):
+        text += f"; tried {_ago(float(tried))} ago"
+    if not link.get("again_at"):
+        return text
+    left = float(link["again_at"]) - time.time()
+    return f"{text}; next try in {format_duration(left)}" if left > 0 else f"{text}; the next try is due"
 
 
 def rejections(facts: Facts, task_id: str = "") -> list[dict[str, Any]]:

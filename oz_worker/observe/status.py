@@ -13,10 +13,11 @@ import sqlite3
 import sys
 import time
 from pathlib import Path
-from typing import Any, Mapping, Sequence, TypeVar
+from typing import Any, Iterator, Mapping, Sequence, TypeVar
 
 from oz_worker import rows, slots
-from oz_worker.engine import gate
+from oz_worker.engine import disk, gate
+from oz_worker.engine.disk import DiskGuard
 from oz_worker.engine.notes import INTAKE
 from oz_worker.errors import ExitCode, NotUsable
 from oz_worker.lifecycle import FINAL
@@ -48,8 +49,10 @@ def status_command(
     if any(account["running"] for account in accounts):
         return ExitCode.STOPPED
     which = f" with the instance id {instance_id}" if instance_id else ""
-    places = " or ".join(state_dirs)
-    raise NotUsable(f"no worker{which} runs in {places}; start one, or name its directory with --state-dir")
+    raise NotUsable(
+        f"no worker{which} runs in {_named(state_dirs)}; start one, or name its configuration with --config-file or its"
+        " directory with --state-dir"
+    )
 
 
 def explain_command(state_dirs: Sequence[str], *, task_id: str, instance_id: str, as_json: bool) -> int:
@@ -76,8 +79,9 @@ def explain_command(state_dirs: Sequence[str], *, task_id: str, instance_id: str
         )
     if not attempts and not rejected:
         raise NotUsable(
-            f"nothing is known of task {task_id} in {' or '.join(state_dirs)}: it was not offered to a worker here (its"
-            " id and the worker's, case included?), or that was long ago, or another directory is meant (--state-dir)"
+            f"nothing is known of task {task_id} in {_named(state_dirs)}: it was not offered to a worker here (its id"
+            " and the worker's, case included?), or that was long ago, or the disk was full then, or another directory"
+            " is meant (--config-file, --state-dir)"
         )
     if as_json:
         answer = {"task_id": task_id, "attempts": attempts, "rejections": rejected}
@@ -97,7 +101,10 @@ def drain_command(
     """Tell running workers to finish what they have and leave; with *wait* seconds, until they have left."""
     held = [(path, found) for path in _chosen(state_dirs, instance_id) if (found := _holder(path)) is not None]
     if not held:
-        raise NotUsable(f"no worker runs in {' or '.join(state_dirs)}; there is nothing to drain")
+        raise NotUsable(
+            f"no worker runs in {_named(state_dirs)}; there is nothing to drain, unless another one is meant"
+            " (--config-file, --state-dir)"
+        )
     if len(held) > 1 and not all_instances:
         names = ", ".join(path.name for path, _found in held)
         raise NotUsable(f"several workers run here ({names}); choose one with --instance-id, or drain them with --all")
@@ -134,8 +141,8 @@ def logs_command(state_dirs: Sequence[str], *, task_id: str, instance_id: str) -
                 sys.stdout.write(f"task {task_id} is {row.state.value}; {shows}\n")
                 return ExitCode.STOPPED
     raise NotUsable(
-        f"no output of task {task_id} is kept in {' or '.join(state_dirs)}; it ends with task_log_retention,"
-        " or it was written by another worker (--state-dir, --instance-id)"
+        f"no output of task {task_id} is kept in {_named(state_dirs)}; it ends with task_log_retention,"
+        " or it was written by another worker (--config-file, --state-dir, --instance-id)"
     )
 
 
@@ -150,14 +157,12 @@ def _shows(row: TaskRow) -> str:
     return ""
 
 
+def _named(state_dirs: Sequence[str]) -> str:
+    return " or ".join(state_dirs) or "any of the usual places of this user"
+
+
 def _chosen(state_dirs: Sequence[str], instance_id: str) -> list[Path]:
-    try:
-        paths = [path for state_dir in state_dirs for path in slots.instances(Path(state_dir))]
-    except OSError as error:
-        raise NotUsable(
-            f"{error.filename} cannot be read ({error.strerror}); ask as the user who runs the worker, or name another"
-            " directory with --state-dir"
-        ) from None
+    paths = [path for state_dir in state_dirs for path in slots.instances(Path(state_dir))]
     return [path for path in paths if instance_id in ("", path.name)]
 
 
@@ -211,23 +216,31 @@ def account_of(path: Path, *, explained: bool = False) -> dict[str, Any]:
     said = facts
     if found is not None and not _is_of(facts.get("worker", {}), found):  # it starts, and has not written any yet
         said = {name: fact for name, fact in facts.items() if name not in ("link", "stop", INTAKE)}
-    if found is not None and (trouble := _standstill(found) or explain.silence(said)):
+    if found is not None and (trouble := _standstill(found) or explain.silence(said, full=disk.full(path))):
         account["trouble"] = trouble
     if explained and found is not None:
         why_not = [account["trouble"]] if "trouble" in account else []
         start = facts.get("start", {})
         starting = gate.starting(start.get("why", "") if _is_of(start, found) else "")
-        why_not += explain.why_not_ready(said) if said is facts else [starting]
+        why_not += explain.why_not_ready(said, _low(said)) if said is facts else [starting]
         told = {"full": explain.full(said), "rejections": explain.rejections(facts)}
         account["explain"] = {"ready": not why_not, "why_not": why_not, **told}
     facts = said
     account["facts"] = {name: fact for name, fact in facts.items() if name not in explain.NOTED}
     account["tasks"] = [_task(row) for row in tasks if row.state not in FINAL]
-    account["outbox"] = {
-        "undelivered": sum(1 for report in waiting if not report.held),
-        "oldest_seconds": round(time.time() - min((r.created_at for r in waiting), default=time.time()), 1),
-    }
+    undelivered = [time.time() - report.created_at for report in waiting if not report.held]
+    oldest = round(max(0.0, *undelivered), 1) if undelivered else 0.0
+    account["outbox"] = {"undelivered": len(undelivered), "oldest_seconds": oldest}
     return account
+
+
+def _low(facts: explain.Facts) -> str:
+    """What the worker itself sees at its disks, "" where it has not said which they are."""
+    worker = facts.get("worker", {})
+    if "disks" not in worker:  # an older worker
+        return ""
+    least = {"min_free": int(worker["min_free_disk"]), "min_inodes": int(worker["min_free_inodes"])}
+    return DiskGuard(tuple(map(Path, worker["disks"])), **least).trouble()
 
 
 def _is_of(fact: Mapping[str, Any], found: Holder) -> bool:
@@ -256,34 +269,37 @@ def _task(row: TaskRow) -> dict[str, Any]:
 
 
 def _for_people(account: dict[str, Any]) -> str:
-    facts = account.get("facts", {})
-    worker, link, stop = facts.get("worker", {}), facts.get("link", {}), facts.get("stop", {})
+    worker = account.get("facts", {}).get("worker", {})
     who = f"pid {account['pid']}" if account["running"] else "not running"
-    lines = [
-        f"worker {worker.get('worker_id', '?')} ({account['instance']}): {who}, backend {worker.get('backend', '?')}"
-    ]
+    name = f"worker {worker['worker_id']} ({account['instance']})" if worker else f"worker in {account['directory']}"
+    lines = [f"{name}: {who}" + (f", backend {worker['backend']}" if "backend" in worker else "")]
     if account.get("trouble") and not account.get("explain"):
         lines.append(f"  {account['trouble']}")
-    if account["running"] and link:
-        lines.append(f"  link: {lines_of(explain.of_link(link))}")
-    if account["running"] and stop.get("step", "running") != "running":
-        lines.append(f"  stopping: {stop['step']}")
-    outbox = account.get("outbox", {})
-    if outbox.get("undelivered"):
-        lines.append(f"  {outbox['undelivered']} reports undelivered, the oldest for {outbox['oldest_seconds']} s")
-    tasks = account.get("tasks", [])
-    lines.append(
-        f"  {len(tasks)} tasks" + (f" of at most {worker['limit']}" if worker.get("limit", "0") != "0" else "")
-    )
-    for task in tasks:
-        name = lines_of("/".join(filter(None, (task["task_id"], task["execution_id"]))))
-        why = f" ({task['ending_because']})" if task["ending_because"] else ""
-        lines.append(f"    {name}: {task['state']}{why} for {format_duration(max(0.0, task['seconds']))}")
+    if "tasks" in account:  # its database could be read
+        lines += _written_down(account)
     if (explained := account.get("explain")) is not None:
         full = f"  takes no task: all slots are taken, {explained['full']}" if explained["full"] else "  takes tasks"
         lines += [f"  takes no task: {lines_of(why)}" for why in explained["why_not"]] or [full]
         lines += [f"  {lines_of(explain.of_rejection(one))}" for one in explained["rejections"][-SHOWN:]]
     return "\n".join(lines) + "\n"
+
+
+def _written_down(account: dict[str, Any]) -> Iterator[str]:
+    facts = account["facts"]
+    worker, link, stop = facts.get("worker", {}), facts.get("link", {}), facts.get("stop", {})
+    if account["running"] and link:
+        yield f"  link: {lines_of(explain.of_link(link))}"
+    if account["running"] and stop.get("step", "running") != "running":
+        yield f"  stopping: {stop['step']}"
+    outbox = account["outbox"]
+    if outbox["undelivered"]:
+        yield f"  {outbox['undelivered']} reports undelivered, the oldest for {outbox['oldest_seconds']} s"
+    tasks = account["tasks"]
+    yield f"  {len(tasks)} tasks" + (f" of at most {worker['limit']}" if worker.get("limit", "0") != "0" else "")
+    for task in tasks:
+        name = lines_of("/".join(filter(None, (task["task_id"], task["execution_id"]))))
+        why = f" ({task['ending_because']})" if task["ending_because"] else ""
+        yield f"    {name}: {task['state']}{why} for {format_duration(max(0.0, task['seconds']))}"
 
 
 def _print_file(path: Path) -> None:

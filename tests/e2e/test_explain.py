@@ -29,7 +29,7 @@ def test_a_task_and_a_worker_are_explained_from_the_offer_to_the_last_report(rig
     rig.plane.down()
     (rig.place / "go").touch()
     until(lambda: "its report (completed) waits for" in rig.explained(task.task_id), "its end")
-    until(lambda: "; next try in" in rig.explained(task.task_id), "a dial that failed")
+    until(lambda: "; tried " in rig.explained(task.task_id), "a dial that failed")
     assert "takes no task: not connected to the server (disconnected): " in rig.explained()
     rig.plane.up()
     rig.plane.wait_acknowledged(task)
