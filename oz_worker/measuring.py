@@ -5,6 +5,7 @@ The parts count what happens in them; here stands what is true all the time, and
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Callable, Mapping, NamedTuple
 
@@ -12,7 +13,7 @@ from oz_worker import __version__
 from oz_worker.engine.admission import Engine
 from oz_worker.link.acks import Origin
 from oz_worker.meters import Meters
-from oz_worker.observe import exporters, resource, traces
+from oz_worker.observe import exporters, otel_settings, resource, traces
 from oz_worker.observe.exporters import Exporters, Source
 from oz_worker.observe.logs import Logs
 from oz_worker.observe.traces import Traces
@@ -50,8 +51,19 @@ def choose(settings: Settings, instance: str, meters: Meters, environ: Mapping[s
     attributes, warnings = resource.attributes(
         environ, version=__version__, worker_id=settings.worker_id, backend=settings.backend
     )
-    source = Source(meters, attributes, environ, instance, settings.ca_file)
-    return Observers(exporters.make(source, warnings), traces.make(source))
+    settled = otel_settings.judge(environ)
+    if any(exporters.named(environ, name) != [] for name in (exporters.VARIABLE, traces.VARIABLE)):
+        os.environ.update(settled.corrected)  # where the SDK reads it, some of it when it is imported
+    source = Source(
+        meters,
+        attributes,
+        {**environ, **settled.corrected},
+        instance,
+        settings.ca_file,
+        {**settled.warnings, "resource": warnings},
+        exporters.once(),
+    )
+    return Observers(exporters.make(source), traces.make(source))
 
 
 def begin(observers: Observers, settings: Settings, engine: Engine, server: Origin, logs: Logs) -> None:

@@ -13,15 +13,11 @@ from oz_worker import backends
 from oz_worker.checks.places import running
 from oz_worker.checks.probe import FILE_SECONDS, Finding, Outcome, Probe
 from oz_worker.errors import NotUsable
-from oz_worker.observe import exporters, health, otlp_target, prometheus, traces
+from oz_worker.observe import exporters, health, otel_settings, otlp_target, prometheus, resource, traces
 from oz_worker.observe.http import bound
 from oz_worker.settings import Settings
 
 _MACHINES = ("x86_64", "amd64", "aarch64", "arm64")
-_EXPORTERS = {
-    "metrics": (exporters.VARIABLE, exporters.KNOWN),
-    "traces": (traces.VARIABLE, traces.KNOWN),
-}
 _PACKAGES = {
     "otel": "opentelemetry.exporter.otlp.proto.http",
     "otel-grpc": "opentelemetry.exporter.otlp.proto.grpc",
@@ -56,27 +52,36 @@ def _platform(settings: Settings) -> Finding:
 
 
 def _extras(environ: Mapping[str, str]) -> Finding:
-    """What OTEL_* asks for. A worker runs without it, so nothing here is a failure."""
-    troubles, cures = [], []
-    for signal, (variable, known) in _EXPORTERS.items():
-        wanted = exporters.named(environ, variable) or []
-        if unknown := [name for name in wanted if name not in known]:
-            troubles.append(f"{variable} names {', '.join(unknown)}; known are {', '.join(known)}")
-            cures.append(f"correct {variable}")
-        extra = "otel" if "console" in wanted and signal == "traces" else ""
-        if "otlp" in wanted:
+    """What OTEL_* asks for, in the worker's own words. It runs without what is wrong here, so nothing is a failure."""
+    troubles, cures = list[str](), list[str]()
+    settled = otel_settings.judge(environ)
+    _, about_resource = resource.attributes(environ, version="", worker_id="", backend="")
+    for signal, variable, choice in (
+        ("metrics", exporters.VARIABLE, exporters.chosen(environ)),
+        ("traces", traces.VARIABLE, exporters.chosen(environ, traces.VARIABLE, traces.KNOWN, default="")),
+    ):
+        troubles += choice.warnings
+        names = choice.names if choice.asked or _installed(_PACKAGES["otel"]) else ()
+        troubles += about_resource if names else ()
+        if "otlp" in names or "console" in names:
+            troubles += settled.warnings.get("interval" if signal == "metrics" else "traces", ())
+        extra = "otel" if "console" in names and signal == "traces" else ""
+        if "otlp" in names:
+            troubles += settled.warnings.get(signal, ())
             try:
                 target = otlp_target.read(signal, environ)
+                troubles += target.warnings
+                otlp_target.proxy_for(target, environ)
             except otlp_target.Unusable as error:
                 troubles.append(str(error))
                 continue
-            troubles += target.warnings
             extra = "otel-grpc" if target.protocol == otlp_target.GRPC else "otel"
         if extra and not _installed(_PACKAGES[extra]):
-            troubles.append(f"{variable} asks for {' and '.join(wanted)}, which needs the extra {extra}")
+            troubles.append(f"{variable} asks for {' and '.join(names)}, which needs the extra {extra}")
             cures.append(f"pip install 'oz-worker[{extra}]'")
     if troubles:
-        return Finding("; ".join(troubles), Outcome.WARNING, "; ".join(dict.fromkeys(cures)))
+        cures = cures or ["correct the variables that are named"]
+        return Finding("; ".join(dict.fromkeys(troubles)), Outcome.WARNING, "; ".join(dict.fromkeys(cures)))
     return Finding("nothing is missing that the environment asks for")
 
 

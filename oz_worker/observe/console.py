@@ -13,21 +13,17 @@ from typing import Mapping
 from oz_worker import threads
 from oz_worker.instruments import SCOPE
 from oz_worker.meters import Family, Meters
+from oz_worker.observe.otel_settings import INTERVAL, whole
 
 logger = logging.getLogger(__name__)
 
-INTERVAL = "OTEL_METRIC_EXPORT_INTERVAL"
 DEFAULT_MILLISECONDS = 60_000
 STDOUT = 1
 
 
 def interval(environ: Mapping[str, str]) -> float:
-    """Seconds between two exports, from OTEL_METRIC_EXPORT_INTERVAL (milliseconds); a bad one is told and not used."""
-    text = environ.get(INTERVAL, "").strip() or str(DEFAULT_MILLISECONDS)
-    if text.isascii() and text.isdigit() and 0 < int(text) <= threading.TIMEOUT_MAX:
-        return int(text) / 1000
-    logger.warning("%s is %r, which is no number of milliseconds above 0; 60000 is used", INTERVAL, text)
-    return DEFAULT_MILLISECONDS / 1000
+    """Seconds between two exports, from OTEL_METRIC_EXPORT_INTERVAL as `otel_settings` has corrected it."""
+    return (whole(environ.get(INTERVAL, "")) or DEFAULT_MILLISECONDS) / 1000
 
 
 def document(families: tuple[Family, ...], resource: Mapping[str, str], now: float) -> dict[str, object]:
@@ -71,11 +67,6 @@ class ConsoleExporter:
         self._seconds = seconds
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-
-    @classmethod
-    def of(cls, meters: Meters, resource: Mapping[str, str], environ: Mapping[str, str]) -> ConsoleExporter:
-        """As the environment says."""
-        return cls(meters, resource, interval(environ))
 
     def start(self) -> None:
         """Write at each interval."""

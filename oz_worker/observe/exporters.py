@@ -15,14 +15,17 @@
 from __future__ import annotations
 
 import logging
+import threading
 from typing import Callable, Mapping, NamedTuple, Protocol, Sequence
 
 from oz_worker.meters import Meters
+from oz_worker.observe import resource
 from oz_worker.timing import Deadline
 
 logger = logging.getLogger(__name__)
 
 VARIABLE = "OTEL_METRICS_EXPORTER"
+DISABLED = "OTEL_SDK_DISABLED"
 KNOWN = ("prometheus", "console", "otlp", "none")
 """In the order in which they start and stop: the one that may need time to stop is the last."""
 
@@ -37,6 +40,25 @@ class Exporter(Protocol):
         """Send what is still to be sent and end; at most *seconds*, then leave it behind. Raises nothing."""
 
 
+def _warn(sentence: str) -> None:
+    logger.warning("%s", sentence)
+
+
+def once() -> Callable[[str], None]:
+    """A voice that says each sentence once: one variable may be bad news for metrics and for traces. Any thread."""
+    lock = threading.Lock()  # guards `said`
+    said: set[str] = set()
+
+    def warn(sentence: str) -> None:
+        with lock:
+            fresh = sentence not in said
+            said.add(sentence)
+        if fresh:
+            _warn(sentence)
+
+    return warn
+
+
 class Source(NamedTuple):
     """What an exporter is made from."""
 
@@ -44,10 +66,30 @@ class Source(NamedTuple):
     resource: Mapping[str, str]
     """The resource's attributes (`oz_worker.observe.resource`)."""
     environ: Mapping[str, str]
+    """As `otel_settings` has corrected it."""
     instance: str = ""
     """The instance's id, which tells two workers of one worker id apart."""
     ca_file: str = ""
     """The configuration's."""
+    warnings: Mapping[str, Sequence[str]] = {}
+    """Those of `otel_settings`, and `resource`: to be said by whom they concern."""
+    warn: Callable[[str], None] = _warn
+
+    def warn_of(self, *concerns: str) -> None:
+        """Say what there is to say about them."""
+        for concern in concerns:
+            for sentence in self.warnings.get(concern, ()):
+                self.warn(sentence)
+
+
+class Choice(NamedTuple):
+    """What a variable chooses."""
+
+    names: tuple[str, ...]
+    """Each once, in the order of those that are known."""
+    asked: bool
+    """Whether it was asked for or is the default."""
+    warnings: tuple[str, ...]
 
 
 class Exporters:
@@ -71,20 +113,19 @@ class Exporters:
             exporter.stop(deadline.left())
 
 
-def make(source: Source, warnings: Sequence[str] = ()) -> Exporters:
-    """The exporters that the environment asks for; one warning for each that cannot be had.
-
-    *warnings* about the resource are said when there is an exporter that was asked for, to whom it matters.
-    """
-    names, asked = chosen(source.environ)
-    for warning in warnings if asked and names else ():
-        logger.warning("%s", warning)
+def make(source: Source) -> Exporters:
+    """The exporters that the environment asks for; one warning for each that cannot be had."""
+    names, asked, warnings = chosen(source.environ)
+    for warning in warnings:
+        source.warn(warning)
+    if asked and names:
+        source.warn_of("resource")
     made = []
     for name in names:
         try:
             exporter = _MAKERS[name](source, asked)
         except Exception as error:  # the door to foreign code: an SDK, a module that is half installed
-            logger.warning("the metrics exporter %s is not used: %s; the worker runs without it", name, error)
+            source.warn(f"the metrics exporter {name} is not used: {error}; the worker runs without it")
             continue
         if exporter is not None:
             made.append(exporter)
@@ -93,26 +134,28 @@ def make(source: Source, warnings: Sequence[str] = ()) -> Exporters:
 
 def chosen(
     environ: Mapping[str, str], variable: str = VARIABLE, known: Sequence[str] = KNOWN, default: str = "otlp"
-) -> tuple[tuple[str, ...], bool]:
-    """The exporters wanted, each once, and whether they were asked for or are the default. Warns of unknown ones."""
+) -> Choice:
+    """The exporters that *variable* wants, *default* where it is unset."""
+    disabled = environ.get(DISABLED, "").strip()
     words = named(environ, variable)
+    doubts = []
+    if (words or (words is None and default)) and disabled.lower() not in ("", "true", "false"):
+        doubts.append(f"{DISABLED} is {disabled!r}; set it to true or false. false is used")
     if words is None:
-        return (default,) if default else (), False
-    for word in words:
-        if word not in known:
-            logger.warning(
-                "%s names %r, which this worker does not know; use a comma list of %s; the others are used",
-                variable,
-                word,
-                ", ".join(known),
-            )
-    return tuple(word for word in known if word in words), True
+        return Choice((default,) if default else (), False, tuple(doubts))
+    doubts += [
+        f"{variable} names {word!r}, which this worker does not know; use a comma list of {', '.join(known)}. It runs"
+        " without that one"
+        for word in dict.fromkeys(words)
+        if word not in known
+    ]
+    return Choice(tuple(word for word in known if word in words), True, tuple(doubts))
 
 
 def named(environ: Mapping[str, str], variable: str) -> list[str] | None:
     """What *variable* lists: nothing where that, or another one, switches everything off; None where it is unset."""
     words = [word.strip().lower() for word in environ.get(variable, "").split(",") if word.strip()]
-    if "none" in words or environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+    if "none" in words or environ.get(DISABLED, "").strip().lower() == "true":
         return []
     return words or None
 
@@ -124,15 +167,21 @@ def _otlp(source: Source, asked: bool) -> Exporter | None:
 
 
 def _prometheus(source: Source, _asked: bool) -> Exporter | None:
-    from oz_worker.observe.prometheus import PrometheusExporter
+    from oz_worker.observe.prometheus import PrometheusExporter, where
 
-    return PrometheusExporter.of(source.meters, source.resource, source.environ)
+    try:
+        host, port = where(source.environ)
+    except ValueError as error:
+        source.warn(f"{error}; the worker runs without prometheus")
+        return None
+    return PrometheusExporter(source.meters, {**resource.SDK, **source.resource}, host, port)
 
 
 def _console(source: Source, _asked: bool) -> Exporter | None:
-    from oz_worker.observe.console import ConsoleExporter
+    from oz_worker.observe.console import ConsoleExporter, interval
 
-    return ConsoleExporter.of(source.meters, source.resource, source.environ)
+    source.warn_of("interval")
+    return ConsoleExporter(source.meters, {**resource.SDK, **source.resource}, interval(source.environ))
 
 
 _MAKERS: dict[str, Callable[[Source, bool], Exporter | None]] = {

@@ -10,14 +10,12 @@ from typing import Any, Iterator, Mapping
 
 from opentelemetry.sdk.resources import Resource
 
-from oz_worker import proxy
-from oz_worker.observe import otlp_target
+from oz_worker.observe import otel_settings, otlp_target
+from oz_worker.observe.exporters import Source
 from oz_worker.observe.otlp_target import GRPC, Target, Unusable
-from oz_worker.observe.outage import Outage
+from oz_worker.observe.outage import SPOKEN, Outage
 from oz_worker.redact import Secret
 from oz_worker.trust import Trust
-
-logger = logging.getLogger(__name__)
 
 COMPONENTS = {"metrics": ("metric_exporter", "OTLPMetricExporter"), "traces": ("trace_exporter", "OTLPSpanExporter")}
 """Module and class of a signal, the same below both protocols' packages."""
@@ -36,13 +34,15 @@ def resource_of(attributes: Mapping[str, str], instance: str) -> Resource:
     return Resource({**found, "service.instance.id": instance, **attributes})
 
 
-def otlp(signal: str, environ: Mapping[str, str], ca_file: str) -> tuple[Any, Outage]:
+def otlp(signal: str, source: Source) -> tuple[Any, Outage]:
     """An exporter of *signal*, whose failures are said once for each outage. Raises Unusable."""
+    environ = source.environ
     target = otlp_target.read(signal, environ)
     for warning in target.warnings:
-        logger.warning("%s", warning)
-    authority = (target.certificates.authority or _authority(environ, ca_file)) if target.secure else ""
-    exporter = _grpc(target, authority) if target.protocol == GRPC else _http(target, authority, environ)
+        source.warn(warning)
+    target = target._replace(timeout=min(target.timeout, otel_settings.export_limit(signal, environ)))
+    authority = (target.certificates.authority or _authority(environ, source.ca_file)) if target.secure else ""
+    exporter = _grpc(target, authority, environ) if target.protocol == GRPC else _http(target, authority, environ)
     outage = Outage(signal, target.shown, target.timeout)
     # On the object: its caller finds it there, and it is the same for all four classes.
     exporter.export = outage.watching(exporter.export)
@@ -82,19 +82,11 @@ def _http(target: Target, authority: str, environ: Mapping[str, str]) -> Any:
 
 def _proxies(target: Target, environ: Mapping[str, str]) -> dict[str, str]:
     """By the worker's one rule for proxies. Raises Unusable."""
-    scheme, _, rest = target.endpoint.partition("://")
-    host, _, port = rest.partition("/")[0].rpartition(":")
-    try:
-        chosen = proxy.choose(target.secure, host.strip("[]"), int(port or 0), environ)
-    except ValueError as error:
-        raise Unusable(str(error)) from None
-    if chosen is None:
-        return {}
-    address = environ[chosen.variable].strip()
-    return {scheme: address if "://" in address else f"http://{address}"}
+    address = otlp_target.proxy_for(target, environ)
+    return {target.endpoint.partition("://")[0]: address} if address else {}
 
 
-def _grpc(target: Target, authority: str) -> Any:
+def _grpc(target: Target, authority: str, environ: Mapping[str, str]) -> Any:
     with _quiet_grpc():
         try:
             import grpc
@@ -111,18 +103,42 @@ def _grpc(target: Target, authority: str) -> Any:
                 _contents(certificates.client_key or certificates.client) or None,
                 _contents(certificates.client) or None,
             )
+        # It reads its own spelling of the variables else.
+        address = otlp_target.proxy_for(target, environ)
+        options = (("grpc.http_proxy", address),) if address else (("grpc.enable_http_proxy", 0),)
+        if (variable := f"{otlp_target.GENERAL}{target.signal.upper()}_TIMEOUT") in os.environ:
+            os.environ[variable] = f"{target.timeout:g}"  # read whatever it is told, and an error where it is no number
         made = _exporter("grpc", target)
         said = logging.getLogger("opentelemetry.exporter.otlp.proto.grpc.exporter")
         for each in list(said.filters):  # it drops what repeats within 20 s, and with it the reason of a second outage
             said.removeFilter(each)
-        return made(
+        exporter = made(
             endpoint=target.endpoint,
             insecure=not target.secure,
             credentials=credentials,
             headers=tuple(_revealed(target.headers).items()),
             timeout=target.timeout,
             compression=grpc.Compression.Gzip if target.compressed else grpc.Compression.NoCompression,
+            channel_options=options,
         )
+        stub = exporter._stub  # it makes a new one whenever it connects anew
+        exporter._stub = lambda channel: _Listening(stub(channel), target.signal)
+        exporter._client = _Listening(exporter._client, target.signal)
+        return exporter
+
+
+class _Listening:
+    """A gRPC stub whose answers are looked at, which the SDK does not: a part may have been refused."""
+
+    def __init__(self, stub: Any, signal: str) -> None:
+        self._stub = stub
+        self._refused = "rejected_spans" if signal == "traces" else "rejected_data_points"
+
+    def Export(self, *arguments: Any, **options: Any) -> Any:
+        answer = self._stub.Export(*arguments, **options)
+        partly = answer.partial_success
+        SPOKEN.hear_partly(getattr(partly, self._refused), partly.error_message)
+        return answer
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ class SdkMetrics:
 
     def __init__(self, source: Source) -> None:
         meters = source.meters
-        self._exporter, self._outage = otel_exporters.otlp("metrics", source.environ, source.ca_file)
+        self._exporter, self._outage = otel_exporters.otlp("metrics", source)
         # Time limit, temporality and the histograms' form: the SDK reads those variables by itself.
         reader = PeriodicExportingMetricReader(self._exporter, console.interval(source.environ) * 1000)
         self._provider = MeterProvider(
@@ -51,8 +51,7 @@ class SdkMetrics:
 
     def close(self) -> None:
         """Export once more, and end; at once when nobody takes it."""
-        if self._outage.away:
-            self._exporter.shutdown()
+        self._outage.leave(self._exporter.shutdown)
         self._provider.shutdown(CLOSE_MILLISECONDS)
 
     def silence(self) -> None:

@@ -49,9 +49,10 @@ class OtelThread(Generic[Item]):
     dropped and counted. Without the SDK, or with settings that cannot be used, everything posted is dropped.
     """
 
-    def __init__(self, name: str, build: Callable[[], Sdk[Item] | None]) -> None:
+    def __init__(self, name: str, build: Callable[[], Sdk[Item] | None], warn: Callable[[str], None]) -> None:
         self._name = name
         self._build = build
+        self._warn = warn
         self._queue: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
         self._dropped = 0  # about: counted without a lock
         self._dead = False
@@ -93,6 +94,7 @@ class OtelThread(Generic[Item]):
         if sdk is None:
             self._dead = True
             return
+        logger.debug("%s is ready to deliver", self._name)
         next_look = 0.0
         while True:
             if time.monotonic() >= next_look:
@@ -120,13 +122,10 @@ class OtelThread(Generic[Item]):
         except ImportError as error:  # the exporter's package is missing, say, because only the SDK was installed
             why = f"{self._name} cannot start ({error}); install the extra as a whole (pip install 'oz-worker[otel]')"
         except Exception as error:  # foreign code, which checks the rest of the settings
-            why = (
-                f"{self._name} cannot start ({type(error).__name__}: {error}); correct the variable that sets it (for"
-                " spans OTEL_BSP_* and OTEL_SPAN_*)"
-            )
+            why = f"{self._name} cannot start ({type(error).__name__}: {error}); correct the variable that sets it"
         finally:
             SPOKEN.setting_up(False)
-        logger.warning("%s; the worker runs without it", why)
+        self._warn(f"{why}; the worker runs without this exporter")
         return None
 
 

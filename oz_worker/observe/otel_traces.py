@@ -13,7 +13,7 @@ from oz_worker.observe import otel_exporters
 from oz_worker.observe.exporters import Source
 from oz_worker.observe.otlp_target import Unusable
 from oz_worker.observe.outage import Outage
-from oz_worker.observe.traces import RecordedSpan, logger
+from oz_worker.observe.traces import RecordedSpan
 
 SPAN = "oz_worker.task"
 
@@ -49,8 +49,8 @@ class SdkTraces:
     def close(self) -> None:
         """Deliver what is left, but nothing to where nobody takes it."""
         for exporter, outage in self._exporters:
-            if outage is not None and outage.away:
-                exporter.shutdown()
+            if outage is not None:
+                outage.leave(exporter.shutdown)
         self._provider.shutdown()
 
     def silence(self) -> None:
@@ -68,9 +68,9 @@ def make(names: tuple[str, ...], source: Source) -> SdkTraces:
             exporters.append((ConsoleSpanExporter(), None))
             continue
         try:
-            exporters.append(otel_exporters.otlp("traces", source.environ, source.ca_file))
+            exporters.append(otel_exporters.otlp("traces", source))
         except Unusable as error:
             if len(names) == 1:
                 raise
-            logger.warning("%s; the worker runs without it", error)
+            source.warn(f"{error}; the worker runs without this exporter")
     return SdkTraces(exporters, otel_exporters.resource_of(source.resource, source.instance))

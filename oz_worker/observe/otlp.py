@@ -27,7 +27,7 @@ class OtlpExporter:
     def __init__(self, source: Source, *, asked: bool) -> None:
         self._source = source
         self._asked = asked
-        self._thread: OtelThread[Observed] = OtelThread("otel-metrics", self._build)
+        self._thread: OtelThread[Observed] = OtelThread("otel-metrics", self._build, source.warn)
         source.meters.on_observe = self._observed
 
     def start(self) -> None:
@@ -51,6 +51,7 @@ class OtlpExporter:
                 )
             logger.debug("metrics are not exported: OTEL_METRICS_EXPORTER is unset and the extra otel is not installed")
             return None
+        self._source.warn_of("resource", "interval", "metrics")
         from oz_worker.observe import otel_metrics
 
         return otel_metrics.SdkMetrics(self._source)

@@ -13,12 +13,16 @@ import ssl
 from typing import Callable, Mapping, NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
+from oz_worker import proxy
+from oz_worker.observe.otel_settings import whole
 from oz_worker.redact import Secret, without_credentials
 
 GENERAL = "OTEL_EXPORTER_OTLP_"
 GRPC, HTTP = "grpc", "http/protobuf"
 TIMEOUT_SECONDS = 10.0
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a header's name by RFC 9110
+_PLACE = re.compile(r"(\[[\w:.%]+\]|[\w-]{1,63}(\.[\w-]{1,63})*\.?)(:[0-9]*)?")
+_OPEN = re.compile(r"(\w+://[\w.-]*(:[0-9]*)?|[\w.-]+:[0-9]+)/?")  # an address in which no secret can hide
 _PRINTABLE = re.compile(r"[\x20-\x7e]*")  # what a header's value can carry in both protocols
 
 
@@ -75,11 +79,11 @@ def read(signal: str, environ: Mapping[str, str]) -> Target:
     protocol = protocol.lower() or HTTP
     if protocol not in (GRPC, HTTP):
         raise Unusable(f"{name} is {protocol!r}, which this worker does not speak; use {HTTP} or {GRPC}")
-    endpoint, secure, authorization = _grpc(variables) if protocol == GRPC else _http(variables)
+    warnings: list[str] = []
+    endpoint, secure, authorization = _grpc(variables, warnings) if protocol == GRPC else _http(variables)
     headers = _headers(variables)
     if authorization and "authorization" not in dict(headers):
         headers += (("authorization", Secret(authorization)),)
-    warnings: list[str] = []
     return Target(
         signal,
         protocol,
@@ -93,6 +97,27 @@ def read(signal: str, environ: Mapping[str, str]) -> Target:
     )
 
 
+def proxy_for(target: Target, environ: Mapping[str, str]) -> str:
+    """The URL of the proxy for *target* by the worker's one rule, "" for none. Raises Unusable."""
+    place = urlsplit("//" + target.endpoint.rpartition("://")[2])
+    port = place.port or (443 if target.secure else 80)
+    try:
+        chosen = proxy.choose(target.secure, place.hostname or "", port, environ)
+    except ValueError as error:
+        raise Unusable(str(error)) from None
+    if chosen is None:
+        return ""
+    address = environ[chosen.variable].strip()
+    return address if "://" in address else f"http://{address}"
+
+
+def _insecure(variables: _Variables, warnings: list[str]) -> bool:
+    name, text = variables.get("INSECURE")
+    if text.lower() not in ("", "true", "false"):
+        warnings.append(f"{name} is {text!r}; set it to true or false. false is used")
+    return text.lower() == "true"
+
+
 def _http(variables: _Variables) -> tuple[str, bool, str]:
     name, value = variables.get("ENDPOINT")
     parts, place = _split(name, value or "http://localhost:4318", "http://collector.example:4318")
@@ -102,7 +127,7 @@ def _http(variables: _Variables) -> tuple[str, bool, str]:
     return urlunsplit((parts.scheme, place, path, parts.query, "")), parts.scheme == "https", _basic(parts)
 
 
-def _grpc(variables: _Variables) -> tuple[str, bool, str]:
+def _grpc(variables: _Variables, warnings: list[str]) -> tuple[str, bool, str]:
     """A scheme says whether it is TLS; without one, OTEL_EXPORTER_OTLP_INSECURE does."""
     name, value = variables.get("ENDPOINT")
     value = value or "http://localhost:4317"
@@ -110,20 +135,22 @@ def _grpc(variables: _Variables) -> tuple[str, bool, str]:
         parts, place = _split(name, value, "http://collector.example:4317")
         return place, parts.scheme == "https", _basic(parts)
     _, place = _split(name, f"https://{value}", "collector.example:4317")
-    return place, variables.get("INSECURE")[1].lower() != "true", ""
+    return place, not _insecure(variables, warnings), ""
 
 
 def _split(name: str, value: str, example: str) -> tuple[SplitResult, str]:
     """The parts of a URL, and its host:port."""
-    wrong = Unusable(f"{name} is not a collector's address; write it like {example}")
+    shown = f"is {value!r}, which " if _OPEN.fullmatch(value) else ""
+    wrong = Unusable(f"{name} {shown}is not a collector's address; write it like {example}")
     try:
         parts = urlsplit(value)
         port = parts.port
     except ValueError:
         raise wrong from None
-    if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"[\s\x00-\x1f]", value) or port == 0:
+    place = parts.netloc.rpartition("@")[2]
+    if parts.scheme not in ("http", "https") or not _PLACE.fullmatch(place) or re.search(r"\s", value) or port == 0:
         raise wrong
-    return parts, parts.netloc.rpartition("@")[2]
+    return parts, place
 
 
 def _basic(parts: SplitResult) -> str:
@@ -155,9 +182,9 @@ def _timeout(variables: _Variables, warnings: list[str]) -> float:
     name, text = variables.get("TIMEOUT")
     if not text:
         return TIMEOUT_SECONDS
-    if text.isdecimal() and int(text):
-        return int(text) / 1000
-    warnings.append(f"{name} is no number of milliseconds; {TIMEOUT_SECONDS:.0f} s is used, write 10000 for that")
+    if (milliseconds := whole(text)) is not None:
+        return milliseconds / 1000
+    warnings.append(f"{name} is {text!r}; set it to a whole number of milliseconds from 1 on. 10000 is used")
     return TIMEOUT_SECONDS
 
 
@@ -166,7 +193,7 @@ def _compression(variables: _Variables, protocol: str, warnings: list[str]) -> s
     known = ("gzip",) if protocol == GRPC else ("gzip", "deflate")
     if text.lower() in ("", "none", *known):
         return text.lower().removeprefix("none")
-    warnings.append(f"{name} is {text!r}, which {protocol} does not have; use {', '.join(known)} or none. None is used")
+    warnings.append(f"{name} is {text!r}, which {protocol} does not have; set it to {' or '.join(known)}. none is used")
     return ""
 
 

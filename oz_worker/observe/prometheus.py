@@ -119,7 +119,7 @@ def where(environ: Mapping[str, str]) -> tuple[str, int]:
     host = environ.get(HOST, "").strip() or DEFAULT_HOST
     text = environ.get(PORT, "").strip() or str(DEFAULT_PORT)
     if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > 65535:
-        raise ValueError(f"{PORT} is {text!r}, which is no port up to 65535")
+        raise ValueError(f"{PORT} is {text!r}, which is no port up to 65535; set it to one, such as {DEFAULT_PORT}")
     return host.strip("[]"), int(text)
 
 
@@ -137,15 +137,6 @@ class PrometheusExporter:
         self._page = b""
         self._made = -math.inf
         self._thread: threading.Thread | None = None
-
-    @classmethod
-    def of(cls, meters: Meters, resource: Mapping[str, str], environ: Mapping[str, str]) -> PrometheusExporter | None:
-        """As the environment says; None after a warning when its port is none."""
-        try:
-            return cls(meters, resource, *where(environ))
-        except ValueError as error:
-            logger.warning("%s; the worker runs without `prometheus`", error)
-            return None
 
     def start(self) -> None:
         """Bind and serve."""

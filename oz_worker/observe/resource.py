@@ -6,7 +6,11 @@ import re
 from typing import Mapping
 from urllib.parse import unquote
 
+from oz_worker import __version__
+
 SERVICE = "oz-agent-worker"
+SDK = {"telemetry.sdk.language": "python", "telemetry.sdk.name": "oz-worker", "telemetry.sdk.version": __version__}
+"""Who measures where OpenTelemetry's SDK does not, lowest of all: its own name is reserved for it. OTLP has its own."""
 _KEY = re.compile(r"[\x21-\x2b\x2d-\x3c\x3e-\x7e]+")
 """Printable ASCII without blanks, comma and `=`."""
 

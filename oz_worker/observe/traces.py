@@ -96,7 +96,9 @@ class Traces(Tracer):
 
 def make(source: Source) -> Traces | None:
     """What the environment asks for, None for nothing. Warns of what cannot be had; raises nothing."""
-    names, _asked = exporters.chosen(source.environ, VARIABLE, KNOWN, default="")
+    names, _asked, warnings = exporters.chosen(source.environ, VARIABLE, KNOWN, default="")
+    for warning in warnings:
+        source.warn(warning)
     if not names:
         return None
 
@@ -106,8 +108,9 @@ def make(source: Source) -> Traces | None:
                 f"{VARIABLE} asks for {' and '.join(names)}, which needs OpenTelemetry: install the extra otel"
                 f" (pip install 'oz-worker[otel]'), or set {VARIABLE} to none"
             )
+        source.warn_of("resource", "traces")
         from oz_worker.observe import otel_traces
 
         return otel_traces.make(names, source)
 
-    return Traces(OtelThread("otel-traces", build))
+    return Traces(OtelThread("otel-traces", build, source.warn))

@@ -150,8 +150,8 @@ def test_what_the_environment_asks_for_and_what_cannot_start_here(tmp_path: Path
     cases: list[tuple[dict[str, str], str, str]] = [
         ({}, "ok", "nothing is missing"),
         ({"OTEL_METRICS_EXPORTER": "prometheus,console", "OTEL_TRACES_EXPORTER": "none"}, "ok", "nothing is missing"),
-        ({"OTEL_METRICS_EXPORTER": "oltp"}, "warning", "OTEL_METRICS_EXPORTER names oltp; known are prometheus"),
-        ({"OTEL_TRACES_EXPORTER": "prometheus"}, "warning", "OTEL_TRACES_EXPORTER names prometheus"),
+        ({"OTEL_METRICS_EXPORTER": "oltp"}, "warning", "OTEL_METRICS_EXPORTER names 'oltp', which this"),
+        ({"OTEL_TRACES_EXPORTER": "prometheus"}, "warning", "OTEL_TRACES_EXPORTER names 'prometheus', which"),
         (
             {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"},
             "warning",

@@ -36,6 +36,8 @@ def check_the_start(prometheus: Prometheus) -> None:
     info = {"version": __version__, "backend": "direct", "worker_id": WORKER_ID}
     assert prometheus.query("oz_worker_info") == {frozenset(info.items()): 1}
     target = {"service_name": "fleet", "team": "blue", "worker_id": WORKER_ID, "worker_backend": "direct"}
+    target |= {"telemetry_sdk_language": "python", "telemetry_sdk_name": "oz-worker"}
+    target["telemetry_sdk_version"] = __version__
     assert prometheus.query("target_info") == {frozenset({**target, "service_version": __version__}.items()): 1}
     assert prometheus.one("oz_worker_tasks_max_concurrent") == prometheus.one("oz_worker_slots_free") == 2
     assert prometheus.one("sum(oz_worker_task_failures_total)") == 0
@@ -220,7 +222,7 @@ def test_what_cannot_be_exported_costs_one_warning_each_and_no_task(rig: Rig) ->
         "OTEL_RESOURCE_ATTRIBUTES is not used: part 1 has no equals sign; ",
         "OTEL_METRICS_EXPORTER names 'zipkin', which this worker does not know; ",
         "OTEL_EXPORTER_OTLP_ENDPOINT is not a collector's address; write it like ",
-        "OTEL_METRIC_EXPORT_INTERVAL is 'soon', which is no number of milliseconds above 0; ",
+        "OTEL_METRIC_EXPORT_INTERVAL is 'soon'; set it to a whole number of milliseconds from 1 on. 60000 is used",
         f"metrics cannot be served on 127.0.0.1 port {port}: Address already in use; "
         "set OTEL_EXPORTER_PROMETHEUS_PORT to a free port",
     )
@@ -237,7 +239,8 @@ def test_a_port_that_is_none_is_told_and_nothing_is_served(port: str, caplog: py
     made.start()
     made.stop(0)
     assert [record.getMessage() for record in caplog.records] == [
-        f"OTEL_EXPORTER_PROMETHEUS_PORT is {port!r}, which is no port up to 65535; the worker runs without `prometheus`"
+        f"OTEL_EXPORTER_PROMETHEUS_PORT is {port!r}, which is no port up to 65535; set it to one, such as 9464;"
+        " the worker runs without prometheus"
     ]
 
 
@@ -250,7 +253,7 @@ def test_which_exporters_are_meant(caplog: pytest.LogCaptureFixture) -> None:
         "OTLP, prometheus,otlp": (("prometheus", "otlp"), True),
     }
     for text, expected in meant.items():
-        assert exporters.chosen({"OTEL_METRICS_EXPORTER": text}) == expected
-    assert exporters.chosen({}) == (("otlp",), False)
-    assert exporters.chosen({"OTEL_METRICS_EXPORTER": "prometheus", "OTEL_SDK_DISABLED": "True"}) == ((), True)
+        assert exporters.chosen({"OTEL_METRICS_EXPORTER": text})[:2] == expected
+    assert exporters.chosen({})[:2] == (("otlp",), False)
+    assert exporters.chosen({"OTEL_METRICS_EXPORTER": "prometheus", "OTEL_SDK_DISABLED": "True"}) == ((), True, ())
     assert caplog.records == []

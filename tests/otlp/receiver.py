@@ -21,7 +21,7 @@ from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc as
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as trace_pb2
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as trace_grpc
 
-from tests.conftest import Certificates
+from tests.conftest import Certificates, server_context
 
 METRICS_ANSWER = metrics_pb2.ExportMetricsServiceResponse
 TRACES_ANSWER = trace_pb2.ExportTraceServiceResponse
@@ -29,6 +29,7 @@ LONG = 60.0
 """Seconds until something that hangs on purpose gives up, should nobody close the receiver."""
 
 
+TAKES = ("ok", "partly")
 DRIPPING = {
     "drip head": b"HTTP/1.1 200 OK\r\nX-Drip: ",
     "drip body": b"HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n",
@@ -46,7 +47,9 @@ class Delivery(NamedTuple):
 
 
 class Receiver:
-    """`behaviour`: ok | hang | a status such as 503; over HTTP also reset | endless | drip head | drip body.
+    """`behaviour`: ok | partly | hang | a status such as 503; over HTTP also reset | endless | drip head | drip body.
+
+    `retry_after` goes with a status over HTTP.
 
     `deliveries` grow; read them at any time.
     """
@@ -57,6 +60,7 @@ class Receiver:
     def __init__(self, port: int = 0) -> None:
         """*port*: 0 for a free one."""
         self.behaviour = "ok"
+        self.retry_after = ""
         self.deliveries: list[Delivery] = []
         self.asked = 0  # requests begun, whatever became of them
         self._released = threading.Event()
@@ -155,13 +159,19 @@ class HttpReceiver(Receiver):
                         time.sleep(0.02)
                     self.close_connection = True
                     return
-                if behaviour == "ok":
+                answer = b""
+                if behaviour in TAKES:
                     receiver.take(_http_delivery(self.path, dict(self.headers), body))
-                self.send_response(200 if behaviour == "ok" else int(behaviour))
-                self.send_header("Content-Length", "0")
+                    kind = TRACES_ANSWER if "trace" in self.path else METRICS_ANSWER
+                    answer = _answered(kind, behaviour).SerializeToString()
+                self.send_response(200 if behaviour in TAKES else int(behaviour))
+                self.send_header("Content-Length", str(len(answer)))
+                if receiver.retry_after:
+                    self.send_header("Retry-After", receiver.retry_after)
                 if behaviour.startswith("3"):
                     self.send_header("Location", f"{receiver.endpoint}/login")
                 self.end_headers()
+                self.wfile.write(answer)
 
             def log_message(self, *_arguments: Any) -> None:
                 pass
@@ -236,23 +246,38 @@ class GrpcReceiver(Receiver):
         self._server.stop(0).wait(LONG)
 
 
-def secured(kind: type[Receiver], certificates: Certificates) -> Receiver:
-    """A receiver of either kind with a certificate of an authority of our own."""
+def secured(kind: type[Receiver], certificates: Certificates, *, mutual: bool = False) -> Receiver:
+    """A receiver of either kind with a certificate of an authority of our own. *mutual*: it wants one of the worker."""
+    leaf = certificates.ca.issue_cert("localhost", "127.0.0.1", "collector.example")
     if kind is HttpReceiver:
-        return HttpReceiver(tls=certificates.server)
-    leaf = certificates.ca.issue_cert("localhost")
+        context = server_context(leaf)
+        if mutual:
+            context.verify_mode = ssl.CERT_REQUIRED
+            certificates.ca.configure_trust(context)
+        return HttpReceiver(tls=context)
     chain = b"".join(blob.bytes() for blob in leaf.cert_chain_pems)
-    return GrpcReceiver(credentials=grpc.ssl_server_credentials([(leaf.private_key_pem.bytes(), chain)]))
+    authority = certificates.ca.cert_pem.bytes() if mutual else None
+    pair = (leaf.private_key_pem.bytes(), chain)
+    return GrpcReceiver(credentials=grpc.ssl_server_credentials([pair], authority, mutual))
 
 
 def _servicer(base: type, receiver: Receiver, answer: Callable[[], Message]) -> Any:
     class Servicer(base):  # type: ignore[misc]
         def Export(self, request: Any, context: Any) -> Any:
             behaviour = receiver.begun()
-            if behaviour != "ok":
+            if behaviour not in TAKES:
                 code = {"404": grpc.StatusCode.UNIMPLEMENTED}.get(behaviour, grpc.StatusCode.UNAVAILABLE)
                 context.abort(code, f"told to answer {behaviour}")
             receiver.take(Delivery("", dict(context.invocation_metadata()), request, 0))
-            return answer()
+            return _answered(answer, behaviour)
 
     return Servicer()
+
+
+def _answered(kind: Callable[[], Any], behaviour: str) -> Any:
+    answer = kind()
+    if behaviour == "partly":
+        name = "rejected_data_points" if isinstance(answer, METRICS_ANSWER) else "rejected_spans"
+        setattr(answer.partial_success, name, 3)
+        answer.partial_success.error_message = "over quota"
+    return answer

@@ -42,6 +42,12 @@ def wait_lines(worker: Worker, text: str, count: int) -> None:
     until(lambda: len(lines(worker, text)) == count, f"line {count} with {text!r}; the log:\n{worker.log}")
 
 
+def wait_ready(worker: Worker) -> None:
+    """The SDK is imported, which may take longer than the two seconds of a stop on a slow machine."""
+    for name in ("otel-metrics", "otel-traces"):
+        worker.wait_log(f"{name} is ready to deliver")
+
+
 def wait_asked(receiver: Receiver, count: int) -> None:
     until(lambda: receiver.asked >= count, "another try")
 
@@ -88,6 +94,32 @@ def test_a_certificate_that_is_not_trusted_is_an_outage_with_its_cure(
     rig.audit()
 
 
+def test_what_is_refused_in_part_is_told_once(rig: Rig, receiver: Receiver) -> None:
+    rig.env |= receiver.environ()
+    receiver.behaviour = "partly"
+    worker = rig.start()
+    wait_lines(worker, "which does not take all of them (3 refused: over quota)", 1)
+    wait_asked(receiver, receiver.asked + 2)
+    receiver.behaviour = "ok"
+    wait_lines(worker, "takes all metrics again", 1)
+    assert worker.stop() == 0
+    assert len(lines(worker, "WARNING")) == 1
+    rig.audit()
+
+
+def test_a_collector_that_asks_for_a_pause_gets_it(rig: Rig, http_receiver: Receiver) -> None:
+    """Over the intervals, where the SDK would ask again at the next one."""
+    rig.env |= http_receiver.environ() | {"OTEL_EXPORTER_OTLP_TIMEOUT": "1000"}
+    http_receiver.behaviour, http_receiver.retry_after = "429", "3600"
+    worker = rig.start("--log-level", "debug")
+    wait_lines(worker, AWAY, 1)
+    assert "429 Too Many Requests" in lines(worker, AWAY)[0]
+    until(lambda: len(lines(worker, "the collector asked for a pause")) > 2, "exports that are not sent")
+    assert worker.stop() == 0
+    assert http_receiver.asked == 1
+    rig.audit()
+
+
 @pytest.mark.parametrize("behaviour", ["drip head", "drip body"])
 def test_an_answer_that_comes_byte_by_byte_is_an_outage(rig: Rig, http_receiver: Receiver, behaviour: str) -> None:
     """The libraries' time limits begin anew with each byte: for them it would be well for ever."""
@@ -117,12 +149,39 @@ def test_a_stop_does_not_wait_for_a_collector(rig: Rig, receiver: Receiver) -> N
     rig.audit()
 
 
+@pytest.mark.parametrize("retrying", [False, True])
+def test_the_last_export_to_a_collector_that_refuses_is_the_last_attempt(
+    rig: Rig, receiver: Receiver, retrying: bool
+) -> None:
+    """With a minute for retries: it ends before the two seconds are over, or the lines would be missing.
+
+    Before the first export, with nobody there; and in the pause between two attempts of an export.
+    """
+    rig.env |= receiver.environ("metrics traces")
+    rig.env |= {"OTEL_EXPORTER_OTLP_TIMEOUT": "60000", "OTEL_BSP_SCHEDULE_DELAY": "3600000"}
+    rig.env["OTEL_METRIC_EXPORT_INTERVAL"] = "100" if retrying else "3600000"
+    receiver.behaviour = "503"
+    if not retrying:
+        receiver.close()
+    worker = rig.start("--log-level", "debug")
+    wait_ready(worker)
+    rig.plane.wait_acknowledged(rig.submit("exit 0"))
+    if retrying:
+        worker.wait_log("OpenTelemetry: Transient")
+    assert worker.stop() == 0
+    for signal_ in ("metrics", "traces"):
+        assert len(lines(worker, f"{signal_} cannot be delivered")) == 1, worker.log
+        assert "The worker leaves without" in lines(worker, f"{signal_} cannot be delivered")[0]
+    rig.audit()
+
+
 def test_the_last_words_are_delivered(rig: Rig, receiver: Receiver) -> None:
     """Without waiting for the next interval; metrics also when nobody has chosen an exporter."""
     rig.env |= receiver.environ("traces")
     del rig.env["OTEL_METRICS_EXPORTER"]
     rig.env |= {"OTEL_METRIC_EXPORT_INTERVAL": "3600000", "OTEL_BSP_SCHEDULE_DELAY": "3600000"}
-    worker = rig.start()
+    worker = rig.start("--log-level", "debug")
+    wait_ready(worker)
     rig.plane.wait_acknowledged(rig.submit("exit 0"))
     worker.send(signal.SIGTERM)
     assert worker.exit_code() == 0
@@ -147,7 +206,7 @@ def test_a_key_in_the_address_is_not_said_when_a_proxy_refuses() -> None:
         with contextlib.closing(session), pytest.raises(OSError, match="t0ken"):  # or this would prove nothing
             session.post("https://collector.invalid/v1/metrics?key=t0ken", timeout=10)
         proxy.join()
-    said = plain(SPOKEN.why())
+    said = plain(SPOKEN.end().why)
     assert "403 Forbidden" in said
     assert "t0ken" not in said
 
@@ -188,7 +247,7 @@ def test_what_waits_for_the_sdk_is_bounded(
         ready.wait(60)
         return slow
 
-    thread: OtelThread[int] = OtelThread("otel-test", build)
+    thread: OtelThread[int] = OtelThread("otel-test", build, list[str]().append)
     thread.start()
     for number in range(250):
         thread.post(number)
