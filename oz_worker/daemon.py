@@ -319,10 +319,10 @@ class Daemon:
         self._engine.meters.count("oz_worker_websocket_reconnects_total", reason="dial_failed")
         now, state = time.time(), "refused" if refused else "disconnected"
         fact = {"state": state, "why": sentence, "tried_at": str(now)}
-        if refused and self._settings.exit_on_refusal:
-            self._stopping.refused(sentence)  # says so
+        if leaves := refused and self._settings.exit_on_refusal and not self._stopping.stopping:
+            self._stopping.refused(sentence)  # says it
         if self._stopping.stopping and self._engine.idle():
-            logger.warning("%s", sentence)
+            logger.log(logging.DEBUG if leaves else logging.WARNING, "%s", sentence)
         else:
             logger.warning("%s. Next try in %.1f s", sentence.rstrip("."), delay)
             fact["again_at"] = str(now + delay)

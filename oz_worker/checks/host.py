@@ -101,7 +101,11 @@ def _ports(settings: Settings, environ: Mapping[str, str]) -> Finding:
     said = "; ".join(troubles)
     if not troubles:
         return Finding(", ".join(shown.values()) + " can be had" if wanted else "none are asked for")
-    if taken and (beside := running(settings)):
+    try:
+        beside = running(settings) if taken else []
+    except NotUsable as error:
+        return Finding(f"{said}; whether by a worker of ours cannot be seen ({error})", Outcome.WARNING)
+    if beside:
         who = ", ".join(str(worker.pid) for worker in beside)
         return Finding(f"{said}; it may be process {who}, the worker that runs here", Outcome.WARNING)
     return Finding(said, Outcome.FAILED if "health_listen" in taken else Outcome.WARNING)

@@ -30,7 +30,7 @@ from oz_worker.settings import (
     Settings,
 )
 
-DEFAULT = "default"
+DEFAULT, SYSTEMD = "default", "$STATE_DIRECTORY"
 _OPTIONS: Mapping[str, type[Union[DirectOptions, CommandOptions, DockerOptions, KubernetesOptions]]] = {
     "docker": DockerOptions,
     "kubernetes": KubernetesOptions,
@@ -81,6 +81,11 @@ def load(arguments: argparse.Namespace, environ: Mapping[str, str], reading: Rea
     found["api_key"] = Given(api_key.secret, api_key.origin)
     found["api_key_file"] = Given(api_key.file, api_key.origin if api_key.file else DEFAULT)
     _derive(found, backend, environ)
+    if in_file and found["state_dir"].origin == SYSTEMD:
+        cure = f"write `state_dir: {found['state_dir'].value}` into the file"
+        reading.warn(
+            "", f"state_dir is from {SYSTEMD} alone: `status`, `drain`, `logs`, `check` look elsewhere; {cure}"
+        )
     return Loaded(
         _build(found, backend), tuple(reading.warnings), {name: given.origin for name, given in found.items()}
     )
@@ -264,7 +269,7 @@ def _derive(found: dict[str, Given], backend: str, environ: Mapping[str, str]) -
         default("instance_id", digest[:12], f"{DEFAULT}: a hash of the worker id")
     from_systemd = paths.systemd_state_dir(environ)
     place = absolute(paths.default_state_dir(worker_id, environ), environ)
-    default("state_dir", place, "$STATE_DIRECTORY" if from_systemd else DEFAULT)
+    default("state_dir", place, SYSTEMD if from_systemd else DEFAULT)
     if found.get("one_shot", Given(False, "")).value:
         default("exit_on_refusal", True, f"{DEFAULT} of one_shot")
         default("flush_timeout", 60.0, f"{DEFAULT} of one_shot")

@@ -216,11 +216,11 @@ class Engine:
         return not arriving and not self.cancellation.busy() and all(task.awaiting_proof for task in self.tasks())
 
     def starting(self) -> bool:
-        """Whether a task is between two states that can be left alone: not running yet, or over and not yet removed.
+        """Whether a task is between two states that can be left alone: not running yet, being cancelled or removed.
 
         What `preserve` waits for, within its limit.
         """
-        passing = [State.ACCEPTED, State.PREPARING, State.ENDING, State.DISPATCHED]
+        passing = [State.ACCEPTED, State.PREPARING, State.CANCELLING, State.ENDING, State.DISPATCHED]
         if self.primary.backend.capabilities.fire_and_forget:
             passing.append(State.RUNNING)
         return any(task.row.state in passing and not task.awaiting_proof for task in self.tasks())

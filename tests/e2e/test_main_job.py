@@ -253,7 +253,8 @@ def test_a_refusal_for_good_is_exit_77_and_says_what_to_do(rig: Rig) -> None:
     worker = rig.start("--exit-on-refusal", env={"WARP_API_KEY": "wk-not-the-key"}, connected=False)
     assert worker.exit_code() == 77
     assert "401" in worker.log
-    assert "key" in worker.log
+    assert "make a new one; the key came from WARP_API_KEY: a new one there needs a restart" in worker.log
+    assert "Next try" not in worker.log
     rig.audit()
 
 

@@ -57,11 +57,13 @@ def test_readyz_and_status_give_the_same_reasons_in_each_state_and_healthz_stays
     shutil.move(rig.workspaces, rig.place / "elsewhere")
     gone = f"backend: workspace_root {re.escape(str(rig.workspaces))} is gone; make it again or mount it\n"
     both_say(rig, port, gone)
+    worker.wait_log("WARNING not ready for new tasks: backend: workspace_root .* is gone")
     rig.plane.down()  # the reason of a dial that fails is always the same, that of a break is not
     both_say(rig, port, r"not connected to the server \(disconnected\): .+ refused .+\n" + gone)
     shutil.move(rig.place / "elsewhere", rig.workspaces)
     rig.plane.up()
     both_say(rig, port, "")
+    worker.wait_log(r"INFO nothing here is in the way of new tasks any more \(it was: backend\)")
 
     worker.send(signal.SIGSTOP)
     until(lambda: f"`kill -CONT {worker.pid}` lets it go on" in explained(rig)["why_not"][0], "the cure of a stop")

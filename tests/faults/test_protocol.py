@@ -148,6 +148,7 @@ def test_without_room_or_without_a_workspace_root_a_task_is_refused_once_and_tak
     refused = rig.submit("exit 0")
     rig.plane.wait_for(lambda: refused.state == "rejected", SAFETY, "the refusal")
     assert [frame.reason for frame in refused.frames("task_rejected")] == [reason]
+    worker.wait_log(f"WARNING task {refused.task_id}.* rejected: {reason}")
     if trouble == "disk":
         assert worker.stop() == 0
         rig.config["min_free_disk"] = 0
@@ -385,7 +386,7 @@ def test_a_revoked_key_costs_no_task_and_its_successor_is_read_from_the_file(rig
     rig.plane.key = "wk-the-successor"
     rig.secrets.append(rig.plane.key)
     rig.plane.cut()
-    worker.wait_log("401")
+    worker.wait_log(f"401.*make a new one; the key is read from {key_file} anew at each dial. Next try in")
     (rig.place / "go").touch()
     worker.wait_log("failed: agent_invocation")
     key_file.write_text(rig.plane.key + "\n")

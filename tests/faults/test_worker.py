@@ -14,6 +14,7 @@ from typing import Iterator
 
 import pytest
 
+from tests.faults.stuck import page, port_of
 from tests.rawserver import refused_port
 from tests.rig import SAFETY, Rig, until
 
@@ -224,7 +225,9 @@ def test_a_state_directory_that_is_read_only_is_exit_3(rig: Rig, small_state: Pa
 def test_on_a_full_disk_what_was_accepted_is_still_reported_and_new_work_is_refused(
     rig: Rig, small_state: Path
 ) -> None:
+    rig.config["health_listen"] = "127.0.0.1:0"
     worker = rig.start(odd="upkeep")
+    port = port_of(worker)
     task = rig.submit(f"{UP_AND_WAIT}; exit 5")
     until((rig.place / "up").exists, "the agent")
     until(lambda: rig.query("SELECT state, claim_acked FROM tasks") == [("running", 1)], "the row")
@@ -233,17 +236,24 @@ def test_on_a_full_disk_what_was_accepted_is_still_reported_and_new_work_is_refu
     rig.plane.wait_for(lambda: refused.state == "rejected", SAFETY, "the refusal")
     assert refused.frames("task_rejected")[0].reason == "worker is out of disk space"
     refused.requeue = False
+    rig.plane.down()
+    worker.wait_log("refused the connection")
+    rig.plane.up()
+    rig.plane.wait_connected(SAFETY, after=1)
+    assert re.search("takes no task: its disk is full, so what stands here may be .* old", rig.explained())
     (rig.place / "go").touch()
     rig.plane.wait_acknowledged(task)
     assert task.terminal.exit_code == 5
     worker.wait_log("kept in memory")
     (small_state / "ballast").unlink()
     worker.wait_log("can be written again")
+    until(lambda: page(port, "/readyz").status == 200, "readiness")
+    until(lambda: re.search("link: connected .*\n.*\n  takes tasks\n", rig.explained()), "what was owed to the command")
     rig.plane.redeliver(refused)
     rig.plane.wait_acknowledged(refused)
     rig.plane.redeliver(task)
     rig.plane.wait_for(lambda: len(task.frames("task_failed")) == 2, SAFETY, "the same report, from the row made good")
-    assert len(rig.plane.connections) == 1
+    assert len(rig.plane.connections) == 2
     assert worker.stop() == 0
     rig.audit()
 

@@ -14,7 +14,9 @@ IDENTITY = next(rule["expr"] for rule in GROUP["rules"] if rule.get("record") ==
 
 def test_a_running_worker_fills_the_dashboard_and_one_without_a_server_sets_off_the_alert(rig: Rig) -> None:
     rig.config["max_concurrent_tasks"] = 2
-    worker = rig.start(env={"OTEL_METRICS_EXPORTER": "prometheus", "OTEL_EXPORTER_PROMETHEUS_PORT": "0"})
+    del rig.config["state_dir"]  # as with the shipped unit and a file that does not name it
+    systemd = {"STATE_DIRECTORY": f"{rig.state_dir}:{rig.workspaces}"}
+    worker = rig.start(env=systemd | {"OTEL_METRICS_EXPORTER": "prometheus", "OTEL_EXPORTER_PROMETHEUS_PORT": "0"})
     rig.plane.wait_acknowledged(rig.submit("exit 0"))
     target = re.findall(r"http://(\S+)/metrics", worker.wait_log(r"metrics are served on \S+"))[0]
     with Prometheus(rig.place / "prometheus", target) as prometheus:
@@ -30,5 +32,15 @@ def test_a_running_worker_fills_the_dashboard_and_one_without_a_server_sets_off_
         rig.plane.down()
         prometheus.wait_for(f"count({disconnected})", 1)
         assert prometheus.query(disconnected) == {frozenset(named): 0}
+    command = re.search(
+        r"python -m oz_worker (status [^`]*)`", ALERTS["OzWorkerDisconnected"]["annotations"]["description"]
+    )
+    assert command is not None
+    words = command[1].replace("FILE", str(rig.place / "config.yaml")).split()
+    assert rig.run_command(*words).returncode == 3
+    cure = re.findall("write `(state_dir: .*)` into the file", worker.log)[0]
+    with (rig.place / "config.yaml").open("a") as file:
+        file.write(f"{cure}\n")
+    assert "link: disconnected for " in rig.run_command(*words).stdout
     worker.kill()
     rig.audit()

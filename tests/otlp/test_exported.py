@@ -200,7 +200,8 @@ def test_a_cancel_command_that_fails_for_a_hand_over_that_was_cut_short_is_count
     worker.send(signal.SIGTERM)
     worker.wait_log("TERM: taking no new tasks")
     rig.plane.cancel(stopped)
-    worker.wait_log("cancelled by the server")
+    until(lambda: rig.query("SELECT 1 FROM tasks WHERE state = 'cancelling'"), "the cancel")
+    worker.wait_stacks(r"^dispatch-")  # it looked once more whether it can leave, and does not
     (rig.place / "go").touch()
     assert worker.exit_code() == 0
     assert stopped.state == "cancelled"

@@ -332,7 +332,10 @@ def test_the_state_directory_has_an_order(tmp_path: Path) -> None:
     systemd = {**KEY, "STATE_DIRECTORY": "/var/lib/a:/var/lib/b"}
     assert loaded(tmp_path, "", environ=systemd).settings.state_dir == "/var/lib/a"
     assert loaded(tmp_path, "state_dir: /f", environ=systemd).settings.state_dir == "/f"
-    assert loaded(tmp_path, "", environ=systemd)[2]["state_dir"] == "$STATE_DIRECTORY"
+    given = loaded(tmp_path, "", environ=systemd)
+    assert given.origins["state_dir"] == "$STATE_DIRECTORY"
+    assert [warning for warning in given.warnings if "write `state_dir: /var/lib/a` into the file" in warning]
+    assert not [line for line in loaded(tmp_path, "state_dir: /f", environ=systemd).warnings if "state_dir" in line]
 
 
 def test_a_worker_on_kubernetes_has_the_same_instance_on_every_disk(tmp_path: Path) -> None:

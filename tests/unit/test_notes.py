@@ -59,17 +59,22 @@ def test_what_a_full_disk_refuses_is_written_when_there_is_room(tmp_path: Path) 
         one.look()
         eventually(lambda: store.trouble, "the first write that fails")
         before = (place / "state.db-wal").stat().st_size
+        one.note("link", {"state": "disconnected"})
+        one.note("link", {"state": "connected"})
         for _look in range(20):
             one.look()
         with pytest.raises(StoreFull):
             store.do(lambda db: rows.put_fact(db, "large", "z" * 100_000))
         assert (place / "state.db-wal").stat().st_size == before
         (place / "ballast").unlink()
-        assert "rejections" not in facts(store)  # reading proves nothing
+        assert not {"rejections", "link"} & set(facts(store))
+        assert store.trouble, "reading is no sign that it can be written"
         one.look()
+        assert not store.trouble
         found = facts(store)
         assert [entry["task_id"] for entry in found["rejections"]["last"]][-1] == "t59"
         assert found["intake"]["troubles"] == ["disk: /x has 0 MiB free"]
+        assert found["link"] == {"state": "connected"}, "the newest"
         store.close(10)
 
 

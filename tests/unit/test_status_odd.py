@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -17,9 +18,9 @@ from typing import Any
 import pytest
 
 from oz_worker import rows, slots
-from oz_worker.model import Key
+from oz_worker.model import Key, ReportKind
 from oz_worker.process import identify
-from oz_worker.rows import TaskRow
+from oz_worker.rows import OutboxRow, TaskRow
 from oz_worker.store import Store
 
 SECONDS = 60
@@ -103,6 +104,25 @@ def test_a_worker_that_cannot_write_or_hangs_is_told_by_its_silence(tmp_path: Pa
         assert re.search(f"{before}it has written nothing down for 10m.*: its disk is full, ", answer.stdout)
 
 
+def test_what_status_sees_itself_and_how_old_the_rest_is(tmp_path: Path) -> None:
+    """A disk that the worker could not tell of, a link that has been down for long, a report that is held."""
+    directory, now = state(tmp_path), time.time()
+    row = OutboxRow("u" * 16, Key("t-1"), ReportKind.COMPLETED, "https://x", "{}", True, now - 500)
+    with contextlib.closing(sqlite3.connect(directory / "inst" / "state.db", isolation_level=None)) as db:
+        rows.add_report(db, row)
+    slot = held(
+        directory,
+        worker={"disks": [str(tmp_path)], "min_free_disk": str(2**60), "min_free_inodes": "0"},
+        intake={"troubles": [], "full": "", "at": now},
+        link={"state": "refused", "at": now - 600, "why": "no", "tried_at": str(now - 5), "again_at": str(now - 1)},
+    )
+    shown, told = asked(directory, "--explain"), json.loads(asked(directory, "--json").stdout)
+    slot.release()
+    assert re.search(r"  link: refused for 10m\d*s? \(no\); tried \d+s ago; the next try is due\n", shown.stdout)
+    assert re.search(r"takes no task: disk: \S+ has \d+ MiB free, min_free_disk asks for ", shown.stdout)
+    assert told[0]["outbox"] == {"undelivered": 0, "oldest_seconds": 0.0}
+
+
 def test_two_workers_one_of_them_with_a_damaged_database(tmp_path: Path) -> None:
     directory = state(tmp_path)
     slot = held(directory, intake={"troubles": ["disk: /x has no room"], "full": ""})
@@ -116,6 +136,8 @@ def test_two_workers_one_of_them_with_a_damaged_database(tmp_path: Path) -> None
     assert shown.returncode == only.returncode == 0
     assert re.findall("takes no task: (.{12})", shown.stdout) == ["disk: /x has", "the database"]
     assert "that is damaged is set aside" in only.stdout
+    assert "0 tasks" not in only.stdout
+    assert "worker ?" not in only.stdout
     assert (none.returncode, none.stderr.count("\n")) == (3, 1)
     assert "no worker with the instance id third runs in" in none.stderr
 
@@ -128,6 +150,14 @@ from oz_worker.observe import status
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 raise SystemExit(cli.main(sys.argv[1:]))
 """
+
+
+TWICE = f"""
+import contextlib, io, sys
+from oz_worker import cli
+with contextlib.redirect_stdout(io.StringIO()):
+    cli.main(sys.argv[1:])  # whatever is imported late may be root's
+{AS_NOBODY}"""
 
 
 @pytest.mark.parametrize("closed", ["the directory", "an instance"])
@@ -143,6 +173,27 @@ def test_a_directory_of_another_user_is_one_sentence(closed: str) -> None:
             assert (done.returncode, done.stdout, done.stderr.count("\n")) == (3, "", 1), done.stderr
             assert str(directory) in done.stderr
             assert "ask as the user who runs the worker" in done.stderr
+
+
+def test_a_check_as_another_user_says_whose_the_state_is_and_does_not_dial() -> None:
+    with tempfile.TemporaryDirectory() as place, socket.create_server(("127.0.0.1", 0)) as taken:
+        os.chmod(place, 0o755)
+        directory = state(Path(place))
+        directory.chmod(0o700)
+        config = Path(place) / "config.yaml"
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        text = {"worker_id": "w", "state_dir": str(directory), "backend": {"direct": {"oz_path": "/bin/true"}}}
+        config.write_text(json.dumps(text | {"health_listen": listen, "web_socket_url": "ws://127.0.0.1:1/"}))
+        argv = [sys.executable, "-c", TWICE, "check", "--json", "--config-file", str(config)]
+        environ = {**os.environ, "WARP_API_KEY": "wk-1"}
+        done = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=SECONDS, check=False)
+        tests = {test["name"]: test for test in json.loads(done.stdout)["tests"]}
+        assert done.returncode == 3
+        assert tests["ports"]["result"] == "warning"
+        assert "ask as the user who runs the worker" in tests["ports"]["said"]
+        assert (tests["state"]["result"], tests["server"]["result"]) == ("failed", "skipped")
+        assert tests["server"]["said"] == "not tried, because of state"
+        assert "as the user who runs the worker" in tests["state"]["cure"]
 
 
 def test_nobody_takes_what_is_printed(tmp_path: Path) -> None:
