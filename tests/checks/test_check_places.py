@@ -157,12 +157,14 @@ def test_what_the_environment_asks_for_and_what_cannot_start_here(tmp_path: Path
             "warning",
             "OTEL_EXPORTER_OTLP_PROTOCOL is 'http/json', which this worker does not speak",
         ),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "nonsense"}, "warning", "OTEL_EXPORTER_OTLP_ENDPOINT is "),  # unset means otlp
         ({"OTEL_TRACES_EXPORTER": "oltp", "OTEL_SDK_DISABLED": "true"}, "ok", "nothing is missing"),
         ({"OTEL_METRICS_EXPORTER": "oltp,none"}, "ok", "nothing is missing"),
     ]
     for environ, outcome, said in cases:
         extras = found(host.probes(chosen, environ))["extras"]
         assert (extras.outcome.value, said in extras.said) == (outcome, True), extras
+        assert bool(extras.cure) == (outcome == "warning")
     shown = found(host.probes(settings(tmp_path, control_plane="cropscode"), {}))
     assert "control_plane cropscode is not in this version" in shown["platform"].said
 
@@ -194,6 +196,12 @@ def test_ports_that_are_taken(tmp_path: Path) -> None:
             (f"127.0.0.1:{port}", {}, "failed", "health_listen: 127.0.0.1:"),
             ("192.0.2.1:80", {}, "failed", "cannot be had"),
             ("", busy, "warning", "OTEL_EXPORTER_PROMETHEUS_PORT: 127.0.0.1:"),
+            (
+                "",
+                {**exporter, "OTEL_EXPORTER_PROMETHEUS_HOST": "no.invalid"},
+                "warning",
+                "PROMETHEUS_HOST: no.invalid:",
+            ),
             ("", {**exporter, "OTEL_EXPORTER_PROMETHEUS_PORT": "x"}, "warning", "is 'x', which is no port"),
         ):
             ports = found(host.probes(settings(tmp_path, health_listen=address), environ))["ports"]
