@@ -63,7 +63,9 @@ class Store:
 
         def body() -> None:
             try:
-                self._db, self.salvaged = _open(self.path)  # on this thread: SQLite ties a connection to its maker
+                self._db, self.salvaged = _open(
+                    self.path, self.use_reserve
+                )  # on this thread: SQLite ties a connection to its maker
             except BaseException as error:  # told to the caller of start, who raises it
                 opened.put(error)
                 return
@@ -222,12 +224,14 @@ def _log_failure(_result: Any, error: StoreError | None) -> None:
         logger.warning("%s", error)
 
 
-def _open(path: Path) -> tuple[sqlite3.Connection, int]:
+def _open(path: Path, use_reserve: Callable[[], bool]) -> tuple[sqlite3.Connection, int]:
     """The database, migrated, and how many reports were salvaged from a damaged predecessor."""
     try:
         return _connect(path), 0
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError) and "malformed" not in str(error):
+            if ("disk I/O" in str(error) or "full" in str(error)) and use_reserve():  # what runs must be looked after
+                return _open(path, lambda: False)
             raise NotUsable(
                 f"the state database {path} cannot be opened ({error}); make its directory writable and free some space"
             ) from None

@@ -81,7 +81,7 @@ def load(arguments: argparse.Namespace, environ: Mapping[str, str], reading: Rea
     found["api_key"] = Given(api_key.secret, api_key.origin)
     found["api_key_file"] = Given(api_key.file, api_key.origin if api_key.file else DEFAULT)
     _derive(found, backend, environ)
-    if in_file and found["state_dir"].origin == SYSTEMD:
+    if getattr(arguments, "config_file", None) and found["state_dir"].origin == SYSTEMD:
         cure = f"write `state_dir: {found['state_dir'].value}` into the file"
         reading.warn(
             "", f"state_dir is from {SYSTEMD} alone: `status`, `drain`, `logs`, `check` look elsewhere; {cure}"

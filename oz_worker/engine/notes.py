@@ -110,14 +110,16 @@ class Notes:
         self._log(troubles)
 
     def _log(self, troubles: list[str]) -> None:
-        """The edges: each kind (what stands before the colon) when it comes, and that there is none any more."""
-        kinds = {why.partition(":")[0] for why in troubles}
-        if fresh := [why for why in troubles if why.partition(":")[0] not in self._told]:
+        """The edges: each kind (what stands before the colon) when it comes, and that there is none any more. Threads
+        have none: they are the watchdog's to tell.
+        """
+        kinds = {kind: why for why in troubles for kind, colon, _what in (why.partition(": "),) if colon}
+        if fresh := [why for kind, why in kinds.items() if kind not in self._told]:
             logger.warning("not ready for new tasks: %s", "; ".join(fresh))
         elif self._told and not kinds:
             was = "; ".join(sorted(self._told))
             logger.info("nothing here is in the way of new tasks any more (it was: %s)", was)
-        self._told = kinds
+        self._told = set(kinds)
 
     def _repair(self) -> None:
         """Nothing but a change that is written shows that the database can be written again."""

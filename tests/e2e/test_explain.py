@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import json
 import signal
+from typing import Any
 
 from tests.rig import SAFETY, Rig, until
+
+
+def link(rig: Rig) -> Any:
+    """What the worker wrote of its link."""
+    return json.loads(rig.query("SELECT value FROM facts WHERE name = 'link'")[0][0])
 
 
 def test_a_task_and_a_worker_are_explained_from_the_offer_to_the_last_report(rig: Rig) -> None:
@@ -30,6 +36,9 @@ def test_a_task_and_a_worker_are_explained_from_the_offer_to_the_last_report(rig
     (rig.place / "go").touch()
     until(lambda: "its report (completed) waits for" in rig.explained(task.task_id), "its end")
     until(lambda: "; tried " in rig.explained(task.task_id), "a dial that failed")
+    first = link(rig)
+    until(lambda: link(rig)["tried_at"] > first["tried_at"], "another one")
+    assert link(rig)["at"] == first["at"], "down since the break"
     assert "takes no task: not connected to the server (disconnected): " in rig.explained()
     rig.plane.up()
     rig.plane.wait_acknowledged(task)

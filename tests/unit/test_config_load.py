@@ -332,7 +332,7 @@ def test_the_state_directory_has_an_order(tmp_path: Path) -> None:
     systemd = {**KEY, "STATE_DIRECTORY": "/var/lib/a:/var/lib/b"}
     assert loaded(tmp_path, "", environ=systemd).settings.state_dir == "/var/lib/a"
     assert loaded(tmp_path, "state_dir: /f", environ=systemd).settings.state_dir == "/f"
-    given = loaded(tmp_path, "", environ=systemd)
+    given = loaded(tmp_path, "worker_id: w", environ=systemd)
     assert given.origins["state_dir"] == "$STATE_DIRECTORY"
     assert [warning for warning in given.warnings if "write `state_dir: /var/lib/a` into the file" in warning]
     assert not [line for line in loaded(tmp_path, "state_dir: /f", environ=systemd).warnings if "state_dir" in line]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from oz_worker.config import flags, schema
+from oz_worker.config import flags, paths, schema
 from oz_worker.config.load import load
 from oz_worker.errors import ExitCode
 
@@ -152,6 +152,14 @@ def test_the_units_spare_running_tasks(unit: Path) -> None:
     assert service["WatchdogSec"]
     assert "--on-shutdown preserve" in service["ExecStart"]
     assert "-m oz_worker --config-file" in service["ExecStart"]
+
+
+def test_the_state_of_the_service_is_found_beside_it() -> None:
+    """The unit, the file that the page shows and the place where `status` looks by itself are one."""
+    first = re.findall(r"^StateDirectory=(\S+)", UNITS[0].read_text(), re.MULTILINE)[0]
+    assert f"/var/lib/{first}" == paths.SERVICE_STATE
+    operations = (ROOT / "docs" / "operations.md").read_text()
+    assert f"`state_dir: {paths.SERVICE_STATE}`" in operations
 
 
 def test_there_are_units() -> None:

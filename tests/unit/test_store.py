@@ -193,6 +193,20 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
         yield place
 
 
+def test_a_start_on_a_full_disk_has_the_reserve(tmp_path: Path) -> None:
+    with disk(tmp_path / "small", "4m") as place:
+        store = opened(place / "state.db")
+        store.do(lambda db: rows.put_fact(db, "small", "1"))
+        store.close(10)
+        fill(place / "ballast")
+        store = opened(place / "state.db")
+        store.do(lambda db: rows.put_fact(db, "small", "2"))
+        store.close(10)
+        fill(place / "more")
+        with pytest.raises(NotUsable, match=r"state\.db cannot be opened .* free some space"):
+            opened(place / "state.db")
+
+
 def test_the_end_of_a_task_is_written_on_a_full_disk_with_the_space_of_the_reserve(tmp_path: Path) -> None:
     with disk(tmp_path / "small", "4m") as place:
         store = opened(place / "state.db")
