@@ -47,7 +47,7 @@ def check_command(loaded: Loaded, *, as_json: bool) -> int:
 
 def say_wrong_configuration(error: ConfigurationError) -> None:
     """The same document where the configuration does not even parse: one test, which failed."""
-    cure = "correct the file or the flag at the place that is named"
+    cure = "do what each of these lines says"
     result = Result("configuration", Outcome.FAILED, 0.0, str(error), cure)
     _say(show.document([result], int(error.exit_code), worker_id="", backend="", hide=Redactor(())))
 

@@ -91,7 +91,9 @@ logger = logging.getLogger(__name__)
 
 
 def run(settings: Settings, warnings: Sequence[str], key_origin: str = "") -> int:
-    """Run the worker until it is told to stop; the exit code. Main thread only. Raises NotUsable before it connects.
+    """Run the worker until it is told to stop; the exit code. Main thread only.
+
+    What makes it not usable is said in the log; where that is a file, it is raised as well, to be said on stderr.
 
     *key_origin*: the flag or variable that the key came from, where it was no file.
     """
@@ -117,7 +119,10 @@ def run(settings: Settings, warnings: Sequence[str], key_origin: str = "") -> in
             with contextlib.ExitStack() as parts:
                 return _run(settings, key, known, logs, waker, inbox, parts, meters, health, deaths)
         except OzWorkerError as error:
-            error.args = (known.everywhere(str(error)),)  # it is said on stderr, past the log
+            logger.critical("%s", error)
+            if not settings.log_file:
+                return int(error.exit_code)
+            error.args = (known.everywhere(str(error)),)  # it is said on stderr too, past the log
             raise
         except Exception:  # this thread's top: the same account as of any other
             logger.exception("thread main died: leaving with exit 1, tasks are left running")
@@ -194,6 +199,7 @@ def _run(
     if count:
         logger.info("%d tasks of the worker before this one are taken up", count)
     parts.callback(_close_others, engine)
+    engine.notes.ask("log", logs.lost)
     upkeep = Upkeep(engine, open_instance, fits)
     upkeep.start(deaths)
     parts.callback(upkeep.stop, CLOSE_SECONDS)

@@ -14,7 +14,7 @@ import select
 import socket
 import ssl
 import time
-from typing import Any, Callable, Mapping, NamedTuple, Sequence
+from typing import Any, Callable, Mapping, NamedTuple, Sequence, Union
 from urllib.parse import parse_qsl, quote, urlsplit
 
 from oz_worker import __version__, proxy, reply
@@ -53,14 +53,18 @@ class Step(enum.Enum):
 
 
 class DialError(OzWorkerError):
-    """A dial failed at *step*. `place` is host:port of whom we talked to; `reply` what it said in HTTP, if it did."""
+    """A dial failed at *step*. `place` is host:port of whom we talked to; `reply` what it said in HTTP, if it did;
+    `variable` the one that named it, "" when it is no proxy."""
 
-    def __init__(self, step: Step, place: str, cause: BaseException, said: Reply | None = None) -> None:
+    def __init__(
+        self, step: Step, place: str, cause: BaseException, said: Reply | None = None, *, variable: str = ""
+    ) -> None:
         super().__init__(f"{step.value} failed at {place}: {cause}")
         self.step = step
         self.place = place
         self.cause = cause
         self.reply = said
+        self.variable = variable
 
 
 class Target(NamedTuple):
@@ -82,9 +86,18 @@ class Target(NamedTuple):
         return bracketed(self.host, self.port)
 
     @property
+    def variable(self) -> str:
+        """What a `Proxy` has a name for: no variable leads straight to the server."""
+        return ""
+
+    @property
     def url(self) -> str:
         """The whole, as it is dialled."""
         return self.origin + self.resource
+
+
+Hop = Union[Proxy, Target]
+"""Whom a socket is connected to."""
 
 
 def target(url: str, query: Mapping[str, str] | None = None) -> Target:
@@ -154,11 +167,14 @@ class Dialler:
     def reach(self, where: Target, deadline: Deadline) -> socket.socket:
         """The first half of `open`: a socket whose other end is *where*, through the proxy if there is one; no TLS."""
         via = self.via(where)
-        host, port = (via.host, via.port) if via else (where.host, where.port)
-        sock = self._connect(host, port, self.addresses(host, port, deadline), deadline)
+        way = f"through the proxy {via.place}, which {via.variable} names" if via else "straight, without a proxy"
+        logger.debug("dialling %s %s", where.place, way)
+        hop = via or where
+        sock = self._connect(hop, self.addresses(hop, deadline), deadline)
         try:
             if via:
                 self._tunnel(sock, via, where, deadline)
+                logger.debug("the proxy %s opened the way to %s", via.place, where.place)
             return sock
         except BaseException:
             sock.close()
@@ -171,29 +187,35 @@ class Dialler:
         except ValueError as error:
             raise DialError(Step.PROXY_SETTING, where.place, error) from None
 
-    def addresses(self, host: str, port: int, deadline: Deadline) -> Sequence[Any]:
-        """What `getaddrinfo` says of host:port, in the order in which it is tried. DialError when that is nothing."""
-        subject = f"the name {bracketed(host, port)}"
-        question = self._resolver.ask(subject, lambda: self._look(host, port))
+    def addresses(self, hop: Hop, deadline: Deadline) -> Sequence[Any]:
+        """What `getaddrinfo` says of *hop*, in the order in which it is tried. DialError when that is nothing."""
+        subject = f"the name {hop.place}"
+        question = self._resolver.ask(subject, lambda: self._look(hop.host, hop.port))
         try:
             found = self._resolver.wait(subject, question, self._pulse, deadline.at)
         except (OSError, UnicodeError) as error:
-            raise DialError(Step.LOOK_UP, bracketed(host, port), error) from None
+            raise DialError(Step.LOOK_UP, hop.place, error, variable=hop.variable) from None
         if not found:
-            raise DialError(Step.LOOK_UP, bracketed(host, port), OSError("the name has no address"))
+            none = OSError("the name has no address")
+            raise DialError(Step.LOOK_UP, hop.place, none, variable=hop.variable)
         return interleaved(found)[:ADDRESSES]
 
-    def _connect(self, host: str, port: int, addresses: Sequence[Any], deadline: Deadline) -> socket.socket:
+    def _connect(self, hop: Hop, addresses: Sequence[Any], deadline: Deadline) -> socket.socket:
         """The first address that answers; DialError with every address's own failure when none does."""
         failures = []
         for index, (family, kind, protocol, _, address) in enumerate(addresses):
             last = index == len(addresses) - 1
             until = deadline.at if last else min(deadline.at, time.monotonic() + self._address_seconds)
+            began = time.monotonic()
             try:
-                return self._connect_one(socket.socket(family, kind, protocol), address, until)
+                sock = self._connect_one(socket.socket(family, kind, protocol), address, until)
             except OSError as error:
                 failures.append((str(address[0]), error))
-        raise DialError(Step.CONNECT, bracketed(host, port), _combined(failures))
+                logger.debug("%s does not answer at %s: %s", hop.place, address[0], error.strerror or error)
+                continue
+            logger.debug("%s answers at %s after %.3f s", hop.place, address[0], time.monotonic() - began)
+            return sock
+        raise DialError(Step.CONNECT, hop.place, _combined(failures), variable=hop.variable)
 
     def _connect_one(self, sock: socket.socket, address: Any, until: float) -> socket.socket:
         try:
@@ -233,15 +255,17 @@ class Dialler:
             self._write(sock, proxy.connect_request(via, where.host, where.port, USER_AGENT), deadline)
             data = self._head(sock, deadline)
         except OSError as error:
-            raise DialError(Step.PROXY, via.place, error) from None
+            raise DialError(Step.PROXY, via.place, error, variable=via.variable) from None
         said = reply.parse(data)
         if said is None:
-            raise DialError(Step.PROXY, via.place, ValueError("it does not speak HTTP"))
+            raise DialError(Step.PROXY, via.place, ValueError("it does not speak HTTP"), variable=via.variable)
         if said.status // 100 != 2:
-            raise DialError(Step.PROXY, via.place, ValueError(f"status {said.status}"), said)
+            refused = ValueError(f"status {said.status}")
+            raise DialError(Step.PROXY, via.place, refused, said, variable=via.variable)
         if said.body:
             # Neither TLS nor WebSocket servers speak first: these bytes are nobody's, and TLS could not read them.
-            raise DialError(Step.PROXY, via.place, ValueError("it sent data into the tunnel by itself"))
+            early = ValueError("it sent data into the tunnel by itself")
+            raise DialError(Step.PROXY, via.place, early, variable=via.variable)
 
     def _write(self, sock: socket.socket, data: bytes, deadline: Deadline) -> None:
         while data:
@@ -287,6 +311,7 @@ class Dialler:
         except BaseException:
             tls.close()
             raise
+        logger.debug("TLS with %s: %s, %s", where.place, tls.version(), (tls.cipher() or ("no cipher",))[0])
         return tls
 
     def _shake_hands(self, tls: ssl.SSLSocket, deadline: Deadline) -> None:

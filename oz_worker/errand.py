@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import signal
@@ -14,6 +15,8 @@ from oz_worker.limits import restore_open_files
 from oz_worker.nameless import nameless
 from oz_worker.process import HELPER, Child, Request, SpawnError, open_pidfd, spawn
 from oz_worker.timing import Deadline
+
+logger = logging.getLogger(__name__)
 
 
 class Outcome(NamedTuple):
@@ -53,7 +56,7 @@ def run(
     becomes readable when the caller wants to leave). What holds the pipes open after the exit is waited for at most a
     second. The child carries the helper mark; its whole group is killed when it is late. Raises SpawnError.
     """
-    pipe = subprocess.PIPE
+    began, pipe = time.monotonic(), subprocess.PIPE
     marked = {**environment, HELPER: instance}
     output, errors = into if into >= 0 else pipe, subprocess.STDOUT if merged else pipe
     try:
@@ -72,9 +75,18 @@ def run(
         if code is None:
             child.signal_group(signal.SIGKILL)
         talk.drain()
+        _tell(argv, code, time.monotonic() - began)
         return Outcome(code, bytes(talk.output[-limit:]), bytes(talk.errors), talk.truncated, late=code is None)
     finally:
         end(child)
+
+
+def _tell(argv: Sequence[str], code: int | None, seconds: float) -> None:
+    """At debug level; of the arguments the order alone (`run`, `get`), the others may be anybody's."""
+    if logger.isEnabledFor(logging.DEBUG):
+        order = next((f" {word}" for word in argv[1:] if word.isalpha() and word.islower()), "")
+        how = "was ended by us" if code is None else f"ended with exit code {code}"
+        logger.debug("%s%s %s after %.3f s", argv[0], order, how, seconds)
 
 
 def end(child: Child) -> None:

@@ -162,6 +162,8 @@ class Direct(OnHost):
         _give_way(unit)
         try:
             order = Launch([self._oz, *self._arguments(_spec(unit), run)], run.environment, run.facts["workspace"])
+            variables = ", ".join(sorted(order.environment))
+            logger.debug("unit %s: starting %s in %s with %s", unit.name, self._oz, order.directory, variables)
             waiting = launch(order, run.directory)
         except (SpawnError, OSError) as error:
             raise TaskFault(_never(f"the agent could not be started: {error}")) from error

@@ -28,7 +28,7 @@ OLDEST = {"docker": (20, 10), "podman": (4, 0), "kubectl": (1, 20)}
 """The oldest programs with which this worker is known to work."""
 ENGINE_SECONDS = 20.0
 _PLAIN = re.compile(r"[\w./+@%:-]+")
-_UPGRADE = "upgrade it, or name a newer one with backend.{}_path"
+_INSTALL = "install {} for this machine, or name one that runs with {}"
 
 
 def probes(settings: Settings, environ: Mapping[str, str], stack: contextlib.ExitStack) -> list[Probe]:
@@ -43,15 +43,15 @@ def probes(settings: Settings, environ: Mapping[str, str], stack: contextlib.Exi
     return _command(options, environ)
 
 
-def _of_age(name: str, program: str, argv: list[str], environment: Mapping[str, str]) -> Finding:
+def _of_age(name: str, key: str, program: str, argv: list[str], environment: Mapping[str, str]) -> Finding:
     tried = programs.ask([program, *argv], environment)
     said = programs.described(program, tried)
     oldest = OLDEST[name]
     if tried.late:
         return Finding(said, Outcome.FAILED, f"see what `{name} {' '.join(argv)}` waits for")
     if tried.version and tried.version < oldest:
-        wanted = ".".join(map(str, oldest))
-        return Finding(f"{said} is older than {wanted}, the oldest that is known to work", Outcome.WARNING)
+        older = f"{said} is older than {'.'.join(map(str, oldest))}, the oldest that is known to work"
+        return Finding(older, Outcome.WARNING, f"upgrade it, or name a newer one with {key}")
     return Finding(said)
 
 
@@ -100,12 +100,12 @@ def _workspace(options: DirectOptions) -> Finding:
 
 
 def _docker(options: DockerOptions, environ: Mapping[str, str]) -> list[Probe]:
-    kind = options.engine
+    kind, key = options.engine, "backend.docker.engine_path"
     environment = engines.environment_for(kind, worker_environment(environ))
 
     def program() -> Finding:
         path = engines.find_program(kind, options.engine_path, environ)
-        return _of_age(kind, path, ["--version"], environment)
+        return _of_age(kind, key, path, ["--version"], environment)
 
     def engine() -> Finding:
         path = engines.find_program(kind, options.engine_path, environ)
@@ -120,9 +120,8 @@ def _docker(options: DockerOptions, environ: Mapping[str, str]) -> list[Probe]:
             return Finding(foreign, Outcome.WARNING, f"try `{kind} run --rm --platform {options.platform} IMAGE`")
         return Finding(said)
 
-    upgrade = _UPGRADE.format("docker.engine")
     return [
-        Probe("program", program, cure=upgrade),
+        Probe("program", program, cure=_INSTALL.format(kind, key)),
         Probe("engine", engine, cure=f"`{kind} info` as the user who runs the worker has to work", needs=("program",)),
     ]
 
@@ -136,14 +135,14 @@ def _kubernetes(
     """Cluster, permissions and image, as the start of a worker tries them, and beside one that runs."""
     environment = worker_environment(environ)
     place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="oz-worker-check-")))
-    where = clusters.endpoint_of(options, environment)
+    where, key = clusters.endpoint_of(options, environment), "backend.kubernetes.kubectl_path"
 
     def cluster() -> Cluster:
         return clusters.cluster_for(options, environment, instance=programs.instance(), instance_dir=place)
 
     def program() -> Finding:
         path = clusters.find_program(options.kubectl_path, environment)
-        return _of_age("kubectl", path, ["version", "--client"], environment)
+        return _of_age("kubectl", key, path, ["version", "--client"], environment)
 
     def answers() -> Finding:
         return Finding(f"Kubernetes {clusters.version_of(cluster(), where)}, {where}")
@@ -166,7 +165,7 @@ def _kubernetes(
         return Finding(slow, Outcome.WARNING) if slow else Finding(f"{options.preflight_image} was pulled and {kind}")
 
     return [
-        Probe("program", program, cure=_UPGRADE.format("kubernetes.kubectl")),
+        Probe("program", program, cure=_INSTALL.format("kubectl", key)),
         Probe(
             "cluster",
             answers,

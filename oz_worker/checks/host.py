@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import platform
+import socket
 import sys
 from pathlib import Path
 from typing import Mapping
@@ -18,6 +20,7 @@ from oz_worker.observe.http import bound
 from oz_worker.settings import Settings
 
 _MACHINES = ("x86_64", "amd64", "aarch64", "arm64")
+_METRICS = "the page of metrics"
 _PACKAGES = {
     "otel": "opentelemetry.exporter.otlp.proto.http",
     "otel-grpc": "opentelemetry.exporter.otlp.proto.grpc",
@@ -80,7 +83,7 @@ def _extras(environ: Mapping[str, str]) -> Finding:
             troubles.append(f"{variable} asks for {' and '.join(names)}, which needs the extra {extra}")
             cures.append(f"pip install 'oz-worker[{extra}]'")
     if troubles:
-        cures = cures or ["correct the variables that are named"]
+        cures += ["correct the variables that are named"] if len(troubles) > len(cures) else []
         return Finding("; ".join(dict.fromkeys(troubles)), Outcome.WARNING, "; ".join(dict.fromkeys(cures)))
     return Finding("nothing is missing that the environment asks for")
 
@@ -92,12 +95,15 @@ def _ports(settings: Settings, environ: Mapping[str, str]) -> Finding:
         wanted["health_listen"] = health.place_of(settings.health_listen)
     if "prometheus" in (exporters.named(environ, exporters.VARIABLE) or []):
         try:
-            wanted[prometheus.PORT] = prometheus.where(environ)
+            wanted[_METRICS] = prometheus.where(environ)
         except ValueError as error:
             troubles.append(str(error))
     shown = {name: f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for name, (host, port) in wanted.items()}
-    taken = {name: why for name, place in wanted.items() if (why := _taken(*place))}
-    troubles += [f"{name}: {shown[name]} cannot be had ({why})" for name, why in taken.items()]
+    taken = {name: why for name, place in wanted.items() if (why := _taken(*place)) is not None}
+    for name, why in taken.items():
+        of_host = isinstance(why, socket.gaierror) or why.errno == errno.EADDRNOTAVAIL
+        variable = (prometheus.HOST if of_host else prometheus.PORT) if name == _METRICS else name
+        troubles.append(f"{variable}: {shown[name]} cannot be had ({why.strerror or why})")
     said = "; ".join(troubles)
     if not troubles:
         return Finding(", ".join(shown.values()) + " can be had" if wanted else "none are asked for")
@@ -111,13 +117,13 @@ def _ports(settings: Settings, environ: Mapping[str, str]) -> Finding:
     return Finding(said, Outcome.FAILED if "health_listen" in taken else Outcome.WARNING)
 
 
-def _taken(host: str, port: int) -> str:
-    """Why nothing can be served there; "" when it can. Nothing is: the port is not listened on."""
+def _taken(host: str, port: int) -> OSError | None:
+    """Why nothing can be served there; None when it can. Nothing is: the port is not listened on."""
     try:
         bound(host, port).close()
     except OSError as error:
-        return error.strerror or str(error)
-    return ""
+        return error
+    return None
 
 
 def _installed(module: str) -> bool:

@@ -20,6 +20,7 @@ from oz_worker.link import refusals
 from oz_worker.link.loop import Link
 from oz_worker.link.traffic import Directive, Phase
 from oz_worker.link.wire import HANDSHAKE_BYTES, Wire
+from oz_worker.observe.explain import of_link
 from oz_worker.proxy import is_loopback
 from oz_worker.pulse import Pulse
 from oz_worker.resolver import Resolver
@@ -42,9 +43,6 @@ _CERTIFICATE = "see whether web_socket_url has the right port, and what stands b
 _AUTHORITY = (
     "put the certificate of the authority that issued it, in PEM form, into a file and name that with ca_file"
     " (or SSL_CERT_FILE); a proxy that opens TLS has an authority of its own"
-)
-_SERVER = (
-    "make a new worker key with team scope if it is the key; else compare web_socket_url with the server's documents"
 )
 
 
@@ -86,7 +84,7 @@ class Road:
             Probe("name", self._name, cure=_NAME, needs=("proxy",)),
             Probe("connection", self._connection, cure=_WAY_OUT, needs=("name",)),
             Probe("certificate", self._certificate, cure=_CERTIFICATE, needs=("connection",)),
-            Probe("server", self._server, cure=_SERVER, needs=("key", "state", "certificate")),
+            Probe("server", self._server, needs=("key", "state", "certificate")),
             Probe("clock", self._clock, cure="set this machine's clock, and let NTP keep it", needs=("connection",)),
         ]
 
@@ -114,13 +112,12 @@ class Road:
     def _name(self) -> Finding:
         dialler, where = self._dialler(), self.where
         try:
-            via = dialler.via(where)
-            host, port = (via.host, via.port) if via else (where.host, where.port)
-            found = dialler.addresses(host, port, self._deadline())
+            hop = dialler.via(where) or where
+            found = dialler.addresses(hop, self._deadline())
         except DialError as error:
             return _failed(error)
         listed = ", ".join(dict.fromkeys(str(entry[4][0]) for entry in found))
-        return Finding(f"{'the proxy ' if via else ''}{host} is {listed}")
+        return Finding(f"{'the proxy ' if hop.variable else ''}{hop.host} is {listed}")
 
     def _connection(self) -> Finding:
         try:
@@ -163,7 +160,7 @@ class Road:
             if beside.worker_id == settings.worker_id:
                 return _of_running(beside)
         visit = Visit(settings.link.dial_timeout)
-        Link(
+        link = Link(
             settings.web_socket_url,
             worker_id=settings.worker_id,
             key=places.key_source(settings),
@@ -173,7 +170,10 @@ class Road:
             ca_file=settings.ca_file,
             look=self._look,
             environ=self._environ,
-        ).run()
+        )
+        link.run()
+        if (refusal := link.refusal) is not None:
+            return Finding(refusal.what, Outcome.FAILED, refusal.cure)
         return visit.finding
 
     def _clock(self) -> Finding:
@@ -246,23 +246,21 @@ class Visit:
         """The end of the visit."""
 
     def dial_failed(self, sentence: str, refused: bool, delay: float) -> None:
-        """It said no, or nothing."""
+        """It said no, or nothing: the link knows more than the sentence."""
         self._waiting = False
-        self.finding = Finding(sentence, Outcome.FAILED)
 
 
 def _failed(error: DialError) -> Finding:
-    return Finding(refusals.explain(error).sentence, Outcome.FAILED)
+    variable = error.variable
+    cure = f"correct {variable}, or put the server into NO_PROXY where no proxy is needed" if variable else ""
+    return Finding(refusals.explain(error).sentence, Outcome.FAILED, cure)
 
 
 def _of_running(beside: places.Beside) -> Finding:
     """A second connection under the same id could get a task, or take the other's place: the worker is asked."""
-    state, why = beside.link.get("state", "unknown"), beside.link.get("why", "")
-    if state == "refused":
-        return Finding(f"process {beside.pid}, which runs with this worker id, was refused: {why}", Outcome.FAILED)
-    says = f"{state} ({why})" if why else state
-    text = f"not tried beside process {beside.pid}, which runs with this worker id; its own link: {says}"
-    return Finding(text, Outcome.SKIPPED)
+    text = f"not tried beside process {beside.pid}, which runs with this worker id; its own link: "
+    outcome = Outcome.FAILED if beside.link.get("why") else Outcome.SKIPPED
+    return Finding(text + of_link(beside.link), outcome, "do what its sentence says; it tries again by itself")
 
 
 def _head_request(where: Target) -> bytes:

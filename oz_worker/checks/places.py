@@ -7,7 +7,7 @@ import os
 import stat
 import tempfile
 from pathlib import Path
-from typing import Mapping, NamedTuple
+from typing import Any, Mapping, NamedTuple
 
 from oz_worker import backends, portions, rows, slots
 from oz_worker.checks.probe import FILE_SECONDS, Finding, Outcome, Probe
@@ -26,7 +26,7 @@ class Beside(NamedTuple):
     instance: str
     pid: int
     worker_id: str
-    link: Mapping[str, str]
+    link: Mapping[str, Any]
 
 
 def probes(settings: Settings, environ: Mapping[str, str], origin: str) -> list[Probe]:

@@ -73,7 +73,7 @@ def load(arguments: argparse.Namespace, environ: Mapping[str, str], reading: Rea
     )
     if in_file is not None:  # of a file that cannot be read nobody knows what it lacks
         _check(found, backend, reading)
-        if not api_key.origin:
+        if not api_key.origin and "api_key_file" not in reading.wrong:
             cure = "set WARP_API_KEY, or name a file that holds it with --api-key-file or `api_key_file`"
             reading.problem("", f"no API key: {cure}")
     if reading.problems:
@@ -132,6 +132,8 @@ def _add_flags(found: dict[str, Given], arguments: argparse.Namespace, reading: 
             value = from_flag(flag, kind, given, reading)
             if value is not None:
                 found[name] = Given(value, flag)
+            else:
+                reading.wrong.add(name)
     if getattr(arguments, "collect_task_logs", None):
         reading.warn("--collect-task-logs", schema.IGNORED["", "collect_task_logs"])
     if getattr(arguments, "no_cleanup", False):
@@ -186,7 +188,7 @@ def _join(found: dict[str, Given], name: str, more: Any, flag: str) -> None:
 
 def _check(found: Mapping[str, Given], backend: str, reading: Reading) -> None:
     """The rules that hold between keys."""
-    if not found.get("worker_id", Given("", "")).value:
+    if not found.get("worker_id", Given("", "")).value and "worker_id" not in reading.wrong:
         reading.problem(
             "", "no worker id: give --worker-id, or `worker_id` in the file; runs are routed to it by that name"
         )
@@ -199,7 +201,8 @@ def _check(found: Mapping[str, Given], backend: str, reading: Reading) -> None:
             f"on_shutdown {shutdown.value!r} is not possible with the {backend} backend, whose tasks live on without "
             "the worker; write preserve or leave it out",
         )
-    if backend == "command" and not found.get("backend.command.dispatch_command", Given("", "")).value.strip():
+    dispatch = "backend.command.dispatch_command"
+    if backend == "command" and not found.get(dispatch, Given("", "")).value.strip() and dispatch not in reading.wrong:
         reading.problem(
             found.get("backend", Given("", "")).origin,
             "the command backend needs `dispatch_command` in backend.command: the command that takes a task",

@@ -21,6 +21,8 @@ class Reading:
         self.environ = environ
         self.problems: list[str] = []
         self.warnings: list[str] = []
+        self.wrong: set[str] = set()
+        """Dotted names of keys whose value is wrong, which was noted: they are not missing as well."""
 
     def problem(self, place: str, sentence: str) -> None:
         """Note a mistake at *place* (`file:line:column` or a flag)."""

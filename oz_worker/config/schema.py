@@ -264,6 +264,7 @@ def _read_key(
         found[dotted] = Given(section[target](entry.value, reading), entry.value.place)
     except Wrong as error:
         reading.problem(error.place or entry.value.place, f"`{key}`: {error}")
+        reading.wrong.add(dotted)
 
 
 def _elsewhere(name: str, key: str) -> str:

@@ -62,6 +62,7 @@ class Notes:
         self._fresh: deque[dict[str, Any]] = deque(maxlen=KEPT)
         self._next = 0.0  # monotonic: not written again before then
         self._owed: dict[str, str] = {}  # facts that are not known to be written, by name
+        self._asked: dict[str, Callable[[], Mapping[str, Any]]] = {}
         self._told: set[str] = set()  # the kinds of trouble that the log has told; upkeep's thread only
         self._written: dict[str, Any] = {}  # the facts as they were written last; upkeep's thread only
         self._beat = 0.0  # monotonic: the last sign that we write; upkeep's thread only
@@ -72,6 +73,10 @@ class Notes:
             self._owed[name] = json.dumps(fact)
         if not self._store.trouble:
             self._store.post(self._write_owed, self._paid)
+
+    def ask(self, name: str, fact: Callable[[], Mapping[str, Any]]) -> None:
+        """*fact* is asked for at each look, and written when it has changed. Call it before any look."""
+        self._asked[name] = fact
 
     def rejected(self, key: Key, refusal: Refusal, why: str) -> None:
         """A task was refused."""
@@ -100,6 +105,8 @@ class Notes:
             self._written.pop(INTAKE, None)
         troubles = [why[:_LONGEST] for why in self._troubles()]
         self._put(INTAKE, {"troubles": troubles, "full": self._full()})
+        for name, fact in self._asked.items():
+            self._put(name, fact())
         self._log(troubles)
 
     def _log(self, troubles: list[str]) -> None:

@@ -175,8 +175,10 @@ class Task:
         self._log_edge("preparing")
         self.span.event("task.started")
         self.instance.change(self.row, lambda row: _step(row, Event.PREPARE))
+        began = time.monotonic()
         self.instance.backend.prepare(self.unit)
         self._around.output.learn(self.unit)
+        logger.debug("task %s: prepared as unit %s in %.3f s", self.key, self.unit.name, time.monotonic() - began)
         if self.row.cause is not None or self.unit.cause is not None:
             raise Stopped
         self.instance.backend.start(self.unit)
@@ -201,6 +203,7 @@ class Task:
         """Transaction 1: the outcome is fixed and its report is held."""
         self._around.output.learn(self.unit)  # a preparation that failed may have read some
         facts = self._around.output.without_secrets(self.unit, facts)
+        logger.debug("task %s: the backend says of its end: %s", self.key, facts)
         if facts.dispatched and self._hand_over(facts):
             return
         if facts.dispatched:  # another cause was committed first; `stop`, which cancels by itself, was not called
@@ -290,6 +293,7 @@ class Task:
             with unit.waiting(lambda: "teardown_command"):
                 self._say_trouble("teardown", self._guarded(lambda: backend.teardown(unit)))
             self._release()
+            logger.debug("task %s: nothing is left to do before its report, which may leave now", self.key)
         if self.row.state is State.ENDING:
             self._await_proof()
             with self._closing:
@@ -308,6 +312,7 @@ class Task:
         keep = self.row.keep_until is not None
         trouble = self._guarded(lambda: backend.clean_up(unit, keep=keep))
         self._say_trouble("clean-up", trouble)
+        logger.debug("task %s: %s", self.key, "what is left of it is kept" if keep else "its traces are removed")
 
         def removed(row: TaskRow) -> None:
             _step(row, Event.REMOVED)
@@ -364,6 +369,7 @@ class Task:
 
     def acknowledged(self) -> None:
         """The terminal report was read by the server."""
+        logger.debug("task %s: the server has read its report", self.key)
         self.instance.change(self.row, _heard, lambda _saved: self._say_if_due())
         self._around.outbox.withdraw_claims(self.row.unit)
 

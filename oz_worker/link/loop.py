@@ -92,6 +92,8 @@ class Link:
         self._limits = limits
         self._delays = self._ordinary()
         self._refusals: Iterator[float] | None = None
+        self.refusal: refusals.Refusal | None = None
+        """Why the last dial failed; None when it did not."""
 
     @property
     def origin(self) -> Origin:
@@ -146,12 +148,14 @@ class Link:
 
     def _failed(self, error: DialError, *, last: bool) -> None:
         refusal = refusals.explain(error)
+        if refusal.of_key and self._of_key:
+            refusal = refusal._replace(cure=f"{refusal.cure}; {self._of_key}")
+        self.refusal = refusal
         logger.debug("dial failed at %s: %s", error.step.value, refusal.sentence)
         delay = max(refusal.delay, next(self._slow() if refusal.refused else self._delays))
         if not refusal.refused:
             self._refusals = None
-        said = refusal.sentence + (f"; {self._of_key}" if refusal.of_key and self._of_key else "")
-        self._traffic.dial_failed(said, refusal.refused, 0.0 if last else delay)
+        self._traffic.dial_failed(refusal.sentence, refusal.refused, 0.0 if last else delay)
         self._pulse.beat()
         if last:
             raise Left  # one dial at once is what rule 17 promises, and it has been made
@@ -199,7 +203,7 @@ class Link:
             around=self._around,
         )
         self._connected = True
-        self._refusals = None
+        self._refusals = self.refusal = None
         try:
             self._traffic.opened(connection, self._target.origin)
         except BaseException:

@@ -17,17 +17,24 @@ from oz_worker.link.wire import TooBig
 from oz_worker.reply import Reply, printable
 
 RETRY_AFTER_MOST = 300.0
+_LATER = "nothing is wrong here, a worker tries again by itself"
 
 
 class Refusal(NamedTuple):
-    """`refused`: the server said no and will say so again (400, 401, 403, 404): retried slowly, and what
-    `exit_on_refusal` ends. `delay`: at least so many seconds before the next try. `of_key`: it is the key that the
-    server does not want."""
+    """What happened, and what to do about it. `refused`: the server said no and will say so again (400, 401, 403,
+    404): retried slowly, and what `exit_on_refusal` ends. `delay`: at least so many seconds before the next try.
+    `of_key`: it is the key that the server does not want."""
 
-    sentence: str
+    what: str
+    cure: str = ""
     refused: bool = False
     delay: float = 0.0
     of_key: bool = False
+
+    @property
+    def sentence(self) -> str:
+        """Both together."""
+        return f"{self.what}: {self.cure}" if self.cure else self.what
 
 
 def explain(error: DialError) -> Refusal:
@@ -37,66 +44,59 @@ def explain(error: DialError) -> Refusal:
 
 def _key(error: DialError) -> Refusal:
     if isinstance(error.cause, OSError):
-        return Refusal(
-            f"the API key file {error.place} cannot be read ({_reason(error.cause)}): make it readable for the worker"
-        )
+        what = f"the API key file {error.place} cannot be read ({_reason(error.cause)})"
+        return Refusal(what, "make it readable for the worker")
     return Refusal(f"no usable API key: {error.cause}")
 
 
 def _trust(error: DialError) -> Refusal:
-    return Refusal(
-        f"the certificate authorities from {error.place} cannot be used ({_reason(error.cause)}): "
-        f"point {error.place} at a readable PEM file"
-    )
+    what = f"the certificate authorities from {error.place} cannot be used ({_reason(error.cause)})"
+    return Refusal(what, f"point {error.place} at a readable PEM file")
 
 
 def _proxy_setting(error: DialError) -> Refusal:
     return Refusal(str(error.cause))
 
 
+def _whom(error: DialError) -> str:
+    """Whom we tried to reach: who does not know that it was a proxy looks for the fault at the server."""
+    return f"the proxy {error.place} (from {error.variable})" if error.variable else error.place
+
+
 def _look_up(error: DialError) -> Refusal:
-    host = error.place
+    whom, setting = _whom(error), error.variable or "the URL"
     if isinstance(error.cause, TimeoutError):
-        return Refusal(f"the look-up of {host} got no answer in time: check this machine's DNS servers")
+        return Refusal(f"the look-up of {whom} got no answer in time", "check this machine's DNS servers")
     if isinstance(error.cause, socket.gaierror) and error.cause.errno == socket.EAI_AGAIN:
-        return Refusal(f"the look-up of {host} failed for now ({_reason(error.cause)}): check this machine's network")
-    return Refusal(f"the name of {host} cannot be resolved ({_reason(error.cause)}): check the URL and DNS")
+        return Refusal(f"the look-up of {whom} failed for now ({_reason(error.cause)})", "check this machine's network")
+    return Refusal(f"the name of {whom} cannot be resolved ({_reason(error.cause)})", f"check {setting} and DNS")
 
 
 def _connect(error: DialError) -> Refusal:
-    cause = error.cause
+    cause, whom, proxy = error.cause, _whom(error), error.variable
     number = getattr(cause, "errno", None)
     if isinstance(cause, ConnectionRefusedError):
-        return Refusal(
-            f"{error.place} refused the connection{_addresses(cause)}: is the server running, is the port right?"
-        )
+        running = f"is the {'proxy' if proxy else 'server'} running, is the port right?"
+        return Refusal(f"{whom} refused the connection{_addresses(cause)}", running)
     if number in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.ENETDOWN):
-        return Refusal(f"no route to {error.place} ({_reason(cause)}): check this machine's network")
+        return Refusal(f"no route to {whom} ({_reason(cause)})", "check this machine's network")
     if isinstance(cause, TimeoutError):
-        return Refusal(
-            f"{error.place} does not answer{_addresses(cause)}: a firewall may drop the connection, or a proxy may be "
-            f"needed (HTTPS_PROXY)"
-        )
-    return Refusal(f"connecting to {error.place} failed ({_reason(cause)}): check the network and the URL")
+        needed = f"or {proxy} is wrong" if proxy else "or a proxy may be needed (HTTPS_PROXY)"
+        return Refusal(f"{whom} does not answer{_addresses(cause)}", f"a firewall may drop the connection, {needed}")
+    return Refusal(f"connecting to {whom} failed ({_reason(cause)})", f"check the network and {proxy or 'the URL'}")
 
 
 def _proxy(error: DialError) -> Refusal:
-    said = error.reply
+    said, whom, variable = error.reply, _whom(error), error.variable
     if said is None:
-        if isinstance(error.cause, TimeoutError):
-            return Refusal(f"the proxy {error.place} does not answer: check HTTPS_PROXY and the proxy")
-        return Refusal(
-            f"the proxy {error.place} is not usable ({_reason(error.cause)}): check HTTPS_PROXY and the proxy"
-        )
+        silent = isinstance(error.cause, TimeoutError)
+        what = f"{whom} does not answer" if silent else f"{whom} is not usable ({_reason(error.cause)})"
+        return Refusal(what, f"check {variable} and the proxy")
     if said.status == 407:
-        return Refusal(
-            f"the proxy {error.place} wants a login (407): put user and password into HTTPS_PROXY "
-            f"(http://user:password@host:port); only Basic is known"
-        )
-    return Refusal(
-        f"the proxy {error.place} refused the tunnel ({_status(said)}): allow the server there, or add it to NO_PROXY",
-        delay=_retry_after(said),
-    )
+        login = f"put user and password into {variable} (http://user:password@host:port); only Basic is known"
+        return Refusal(f"{whom} wants a login (407)", login)
+    what = f"{whom} refused the tunnel ({_status(said)})"
+    return Refusal(what, "allow the server there, or add it to NO_PROXY", delay=_retry_after(said))
 
 
 _CERTIFICATE = {
@@ -115,68 +115,64 @@ _CERTIFICATE = {
 def _tls(error: DialError) -> Refusal:
     cause = error.cause
     if isinstance(cause, ssl.SSLCertVerificationError):
-        text = _CERTIFICATE.get(cause.verify_code)
-        if text is None:
-            text = f"is not acceptable ({printable(cause.verify_message)}): check the server's certificate and ca_file"
-        return Refusal(f"the certificate of {error.place} {text}")
+        unknown = f"is not acceptable ({printable(cause.verify_message)}): check the server's certificate and ca_file"
+        what, _, cure = _CERTIFICATE.get(cause.verify_code, unknown).rpartition(": ")
+        return Refusal(f"the certificate of {error.place} {what}", cure)
     if isinstance(cause, TimeoutError):
-        return Refusal(
-            f"{error.place} does not answer the TLS handshake: a firewall may hold it, or it does not speak TLS"
-        )
+        what = f"{error.place} does not answer the TLS handshake"
+        return Refusal(what, "a firewall may hold it, or it does not speak TLS")
     if isinstance(cause, ssl.SSLError) and not isinstance(cause, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
-        return Refusal(
-            f"TLS with {error.place} failed ({_reason(cause)}): does the server speak TLS on this port (wss or ws)?"
-        )
-    return Refusal(f"{error.place} closed the connection during the TLS handshake: check port, firewall and server")
+        what = f"TLS with {error.place} failed ({_reason(cause)})"
+        return Refusal(what, "does the server speak TLS on this port (wss or ws)?")
+    what = f"{error.place} closed the connection during the TLS handshake"
+    return Refusal(what, "check port, firewall and server")
 
 
 def _handshake(error: DialError) -> Refusal:
+    place = error.place
     if error.reply is not None and error.reply.status != 101:
         return _status_refusal(error, error.reply)
     if isinstance(error.cause, TooBig):
-        return Refusal(f"{error.place} sends endless headers: it is no WebSocket server; check the URL")
+        return Refusal(f"{place} sends endless headers", "it is no WebSocket server; check the URL")
     if isinstance(error.cause, (TimeoutError, websocket.WebSocketTimeoutException)):
-        return Refusal(f"{error.place} does not answer the WebSocket handshake: check the URL and the server")
+        return Refusal(f"{place} does not answer the WebSocket handshake", "check the URL and the server")
     if error.reply is not None:
-        return Refusal(
-            f"{error.place} accepts but breaks the WebSocket handshake ({_reason(error.cause)}): check the URL"
-        )
+        return Refusal(f"{place} accepts but breaks the WebSocket handshake ({_reason(error.cause)})", "check the URL")
     if isinstance(error.cause, (OSError, websocket.WebSocketConnectionClosedException)):
-        return Refusal(
-            f"{error.place} closed the connection during the WebSocket handshake: check the URL and the server"
-        )
-    return Refusal(
-        f"{error.place} does not speak HTTP or WebSocket ({_reason(error.cause)}): check the URL and its port"
-    )
+        what = f"{place} closed the connection during the WebSocket handshake"
+        return Refusal(what, "check the URL and the server")
+    return Refusal(f"{place} does not speak HTTP or WebSocket ({_reason(error.cause)})", "check the URL and its port")
 
 
 def _status_refusal(error: DialError, said: Reply) -> Refusal:
     place, status = error.place, _status(said)
+    refused = said.status in (400, 401, 403, 404)
     if said.status == 401:
-        text = f"{place} does not know the API key ({status}): it is wrong, expired or revoked; make a new one"
-        return Refusal(text, refused=True, delay=_retry_after(said), of_key=True)
-    if said.status == 403:
-        text = f"{place} does not allow this API key ({status}): it needs team scope and the right to run workers"
-        return Refusal(text, refused=True, delay=_retry_after(said), of_key=True)
-    if said.status in (400, 404):
-        text = f"{place} has no worker end point at this URL ({status}): check web_socket_url and worker_id"
-        return Refusal(text, refused=True, delay=_retry_after(said))
-    if said.status == 409:
-        text = f"{place} says that another worker uses this worker id ({status}): give each worker its own worker_id"
+        what = f"{place} does not know the API key ({status})"
+        cure = "it is wrong, expired or revoked; make a new one"
+    elif said.status == 403:
+        what = f"{place} does not allow this API key ({status})"
+        cure = "it needs team scope and the right to run workers"
+    elif said.status in (400, 404):
+        what = f"{place} has no worker end point at this URL ({status})"
+        cure = "check web_socket_url and worker_id"
+    elif said.status == 409:
+        what = f"{place} says that another worker uses this worker id ({status})"
+        cure = "give each worker its own worker_id"
     elif said.status in (429, 503):
-        text = f"{place} is too busy or being maintained ({status}); trying again later"
+        what, cure = f"{place} is too busy or being maintained ({status})", _LATER
     elif 300 <= said.status < 400:
         where = printable(said.headers.get("location", "nowhere"))
-        text = (
-            f"{place} redirects to {where} ({status}), which is not followed with a key: put the right web_socket_url"
-        )
+        what = f"{place} redirects to {where} ({status}), which is not followed with a key"
+        cure = "put the right web_socket_url"
     elif said.status == 200:
-        text = f"{place} answers as a web page and not as a WebSocket ({status}): check web_socket_url, and any proxy"
+        what = f"{place} answers as a web page and not as a WebSocket ({status})"
+        cure = "check web_socket_url, and any proxy"
     elif said.status >= 500:
-        text = f"{place} has a fault of its own ({status}); trying again later"
+        what, cure = f"{place} has a fault of its own ({status})", _LATER
     else:
-        text = f"{place} refused the connection ({status}): check web_socket_url"
-    return Refusal(text, delay=_retry_after(said))
+        what, cure = f"{place} refused the connection ({status})", "check web_socket_url"
+    return Refusal(what, cure, refused, _retry_after(said), of_key=said.status in (401, 403))
 
 
 def _status(said: Reply) -> str:

@@ -74,6 +74,13 @@ def of_link(link: Mapping[str, Any]) -> str:
     return f"{text}; next try in {format_duration(left)}" if left > 0 else f"{text}; the next try is due"
 
 
+def of_log(log: Mapping[str, Any]) -> str:
+    """Whether its log has lost lines, how many, when and why; "" while it has not."""
+    if not log.get("dropped"):
+        return ""
+    return f"its log lost {log['dropped']} lines since it started, the last {_ago(log.get('at'))} ago: {log['why']}"
+
+
 def rejections(facts: Facts, task_id: str = "") -> list[dict[str, Any]]:
     """The last rejections, of one task or of all, oldest first."""
     return [one for one in facts.get(REJECTIONS, {}).get("last", []) if task_id in ("", one["task_id"])]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import stat
 import time
 
@@ -61,6 +63,14 @@ class LogFile:
                 return False
         self._torn = False
         return True
+
+    def aside(self, text: str) -> None:
+        """Say *text* on stderr, where the log goes elsewhere and if that has room just now: nothing waits for it."""
+        with contextlib.suppress(OSError):
+            poll = select.poll()
+            poll.register(2, select.POLLOUT)
+            if self._path and poll.poll(0):
+                os.write(2, text.encode("utf-8", "backslashreplace")[: select.PIPE_BUF])  # what a pipe takes whole
 
     def _gone(self) -> bool:
         if not self._regular or time.monotonic() < self._next_look:

@@ -30,6 +30,7 @@ MOST_LINES = 10_000
 MOST_CHARACTERS = 16 * 1024 * 1024
 """What may wait for a reader of the log that has stopped."""
 CLOSE_SECONDS = 1.0
+SLOW = "the reader of the log did not keep up"
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "warning": logging.WARNING}
 LEVELS["error"] = logging.ERROR
 
@@ -73,11 +74,13 @@ class Logs(logging.Handler):
         self._redact = redact
         self._repeats = Repeats(lambda: self._queue.put(""))
         self._queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._counts = threading.Lock()  # guards the four numbers below
+        self._counts = threading.Lock()  # guards the five fields below
         self._waiting = 0
         self._characters = 0
         self._dropped = 0  # and not yet told
         self.dropped_total = 0
+        self._why = ""  # the last of them was dropped
+        self._losing = False  # the line before could not be written; its thread's
         self._finished = False  # set by its thread as the last thing it does
         self._thread: threading.Thread | None = None
         self._colour = not self._json and not file and sys.stderr.isatty()
@@ -111,7 +114,7 @@ class Logs(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Format and mask here, because arguments may change and secrets be forgotten; write elsewhere."""
         if self._waiting >= MOST_LINES:  # so that a flood costs little
-            self._drop()
+            self._drop(SLOW)
             return
         try:
             line = self._line(record)
@@ -121,13 +124,19 @@ class Logs(logging.Handler):
         except Exception:  # a bad format string must not hurt who logs
             text = self._own("ERROR", f"a line of the log could not be made ({record.pathname}:{record.lineno})")
         with self._counts:
-            if self._waiting >= MOST_LINES or self._characters + len(text) > MOST_CHARACTERS:
-                self._dropped += 1
-                self.dropped_total += 1
-                return
-            self._waiting += 1
-            self._characters += len(text)
-        self._queue.put(text)
+            full = self._waiting >= MOST_LINES or self._characters + len(text) > MOST_CHARACTERS
+            if not full:
+                self._waiting += 1
+                self._characters += len(text)
+        if full:
+            self._drop(SLOW)
+        else:
+            self._queue.put(text)
+
+    def lost(self) -> dict[str, object]:
+        """How many lines were lost so far, and why the last of them, for `status`."""
+        with self._counts:
+            return {"dropped": self.dropped_total, "why": self._why}
 
     def stacks(self) -> None:
         """All threads' stacks with their names, as one log record."""
@@ -160,7 +169,7 @@ class Logs(logging.Handler):
             self._characters -= len(text)
             dropped = self._dropped if self._waiting < MOST_LINES // 2 else 0
         if dropped:
-            why = self._file.trouble or "the reader of the log did not keep up"
+            why = self._file.trouble or SLOW
             if self._file.write(self._own("WARNING", f"{dropped} log lines were dropped: {why}")):
                 self._file.trouble = ""
                 with self._counts:
@@ -174,15 +183,21 @@ class Logs(logging.Handler):
 
     def _write(self, text: str) -> None:
         if not self._file.write(text):
-            self._drop()
-        elif self._file.trouble and not self._dropped:  # it goes on into the old file
+            self._drop(self._file.trouble)
+            if not self._losing:  # who starts to look for the reason has only stderr and `status`
+                self._losing = True
+                self._file.aside(self._own("ERROR", f"lines of the log are lost: {self._file.trouble}"))
+            return
+        self._losing = False
+        if self._file.trouble and not self._dropped:  # it goes on into the old file
             trouble, self._file.trouble = self._file.trouble, ""
             self._file.write(self._own("ERROR", trouble))
 
-    def _drop(self) -> None:
+    def _drop(self, why: str) -> None:
         with self._counts:
             self._dropped += 1
             self.dropped_total += 1
+            self._why = why
 
     def _own(self, level: str, message: str) -> str:
         return self._shaped(Line(time.time(), level, logger.name, "log", message, "", None, ""))

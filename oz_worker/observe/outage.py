@@ -235,9 +235,11 @@ class Spoken(logging.Handler):
         if threading.get_ident() in self._setting_up and record.levelno >= logging.WARNING:
             logger.warning("OpenTelemetry: %s", text)
             return
-        self._heard.setdefault(threading.get_ident(), text)
         logger.debug("OpenTelemetry: %s", text)
-        if record.levelno >= logging.WARNING and (stumbled := self._stumbled.get(threading.get_ident())):
+        if record.levelno < logging.WARNING:
+            return  # what it does about it, which comes before the reason
+        self._heard.setdefault(threading.get_ident(), text)
+        if stumbled := self._stumbled.get(threading.get_ident()):
             stumbled()
 
 

@@ -294,6 +294,8 @@ def _written_down(account: dict[str, Any]) -> Iterator[str]:
     outbox = account["outbox"]
     if outbox["undelivered"]:
         yield f"  {outbox['undelivered']} reports undelivered, the oldest for {outbox['oldest_seconds']} s"
+    if account["running"] and (lost := explain.of_log(facts.get("log", {}))):
+        yield f"  {lines_of(lost)}"
     tasks = account["tasks"]
     yield f"  {len(tasks)} tasks" + (f" of at most {worker['limit']}" if worker.get("limit", "0") != "0" else "")
     for task in tasks:

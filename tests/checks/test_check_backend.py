@@ -102,8 +102,9 @@ def test_workspaces_that_cannot_be(tmp_path: Path) -> None:
 def test_engines_that_are_missing_old_silent_closed_or_of_another_kind(
     bin_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    missing = DockerOptions(engine_path=str(bin_dir / "none"))
-    assert brief(tried("docker", missing)) == {"program": "failed", "engine": "skipped"}
+    shown = tried("docker", DockerOptions(engine_path=str(bin_dir / "none")))
+    assert brief(shown) == {"program": "failed", "engine": "skipped"}
+    assert shown["program"].cure.startswith("install docker")
 
     away = 'echo "Cannot connect to the Docker daemon at unix:///x. Is the docker daemon running?" >&2; exit 1'
     info = 'case "$1" in --version) echo "Docker version %s, build 1";; *) %s;; esac'
@@ -111,6 +112,7 @@ def test_engines_that_are_missing_old_silent_closed_or_of_another_kind(
     shown = tried("docker", DockerOptions())
     assert brief(shown) == {"program": "warning", "engine": "failed"}
     assert "19.3.1 is older than 20.10" in shown["program"].said
+    assert shown["program"].cure == "upgrade it, or name a newer one with backend.docker.engine_path"
     assert "Start the engine" in shown["engine"].said
 
     denied = 'echo "permission denied while trying to connect to the Docker daemon socket" >&2; exit 1'
@@ -151,9 +153,11 @@ def test_a_real_docker_program_without_an_engine(tmp_path: Path, monkeypatch: py
 def test_a_kubectl_that_is_missing_or_old(bin_dir: Path) -> None:
     shown = tried("kubernetes", KubernetesOptions(kubectl_path=str(bin_dir / "none")))
     assert brief(shown) == dict.fromkeys(("cluster", "permissions", "image"), "skipped") | {"program": "failed"}
+    assert shown["program"].cure.startswith("install kubectl")
     program(bin_dir, "kubectl", 'echo \'Client Version: version.Info{Major:"1", Minor:"18", GitVersion:"v1.18.20"}\'')
     shown = tried("kubernetes", KubernetesOptions(), instance_id="i")
     assert "1.18.20 is older than 1.20" in shown["program"].said
+    assert shown["program"].cure == "upgrade it, or name a newer one with backend.kubernetes.kubectl_path"
 
 
 def test_dispatch_commands_whose_program_is_missing_and_those_that_only_look_so(bin_dir: Path) -> None:

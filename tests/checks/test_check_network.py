@@ -96,23 +96,25 @@ def test_a_good_way_through_a_proxy_with_an_own_authority_is_ok_and_leaves_nothi
 
 
 @pytest.mark.parametrize(
-    ("status", "said"),
+    ("status", "said", "cure"),
     [
-        ("401 Unauthorized", "does not know the API key"),
-        ("403 Forbidden", "needs team scope"),
-        ("404 Not Found", "no worker end point at this URL"),
-        ("409 Conflict", "another worker uses this worker id"),
+        ("302 Found", "redirects to nowhere", "web_socket_url"),
+        ("401 Unauthorized", "does not know the API key", "make a new one"),
+        ("403 Forbidden", "does not allow this API key", "team scope"),
+        ("404 Not Found", "no worker end point at this URL", "web_socket_url and worker_id"),
+        ("409 Conflict", "another worker uses this worker id", "its own worker_id"),
+        ("503 Busy", "too busy or being maintained", "nothing is wrong here"),
     ],
 )
-def test_a_refusal_shows_what_the_server_said(
-    status: str, said: str, tmp_path: Path, certificates: Certificates
+def test_a_refusal_shows_what_the_server_said_and_its_own_cure(
+    status: str, said: str, cure: str, tmp_path: Path, certificates: Certificates
 ) -> None:
     with RawServer(server(status, body=b"<b>ask</b> the team", off=-7200), tls=certificates.server) as far:
         shown = tried(settings(far.url, tmp_path, ca_file=certificates.ca_file))
     assert [result.outcome.value for result in shown.values()] == ["ok"] * 4 + ["failed", "warning"]
     for part in (said, status, "code E_77", "ask the team"):
         assert part in shown["server"].said
-    assert shown["server"].cure
+    assert cure in shown["server"].cure
     assert "is about 2h ahead of the server's" in shown["clock"].said
 
 
@@ -193,6 +195,14 @@ def test_names_and_addresses_that_lead_nowhere(tmp_path: Path) -> None:
 
 def test_a_proxy_that_is_wrong_or_says_no(tmp_path: Path) -> None:
     there = settings("wss://server.example/", tmp_path, link=replace(LINK, dial_timeout=5.0))
+    dead = f"127.0.0.1:{refused_port()}"
+    for proxy, row, said in (
+        (dead, "connection", f"the proxy {dead} (from HTTPS_PROXY) refused the connection: is the proxy running"),
+        ("no-proxy.invalid:3128", "name", "the name of the proxy no-proxy.invalid:3128 (from HTTPS_PROXY) cannot be"),
+    ):
+        shown = tried(there, {"HTTPS_PROXY": f"http://{proxy}"})
+        assert shown[row].said.startswith(said)
+        assert shown[row].cure.startswith("correct HTTPS_PROXY")
     shown = tried(there, {"HTTPS_PROXY": "socks5://p:1"})
     assert "HTTPS_PROXY names a socks5:// proxy" in shown["proxy"].said
     assert shown["name"].outcome.value == "skipped"
@@ -208,7 +218,8 @@ def test_a_proxy_that_is_wrong_or_says_no(tmp_path: Path) -> None:
             peer.send(answer)
 
         with RawServer(script) as via:
-            shown = tried(there, {"HTTPS_PROXY": f"http://u:p4ssword@{via.place}"})
+            shown = tried(there, {"https_proxy": f"http://u:p4ssword@{via.place}"})
+            assert f"the proxy {via.place} (from https_proxy) " in shown["connection"].said
         assert said in shown["connection"].said
         assert "p4ssword" not in repr(shown)
 

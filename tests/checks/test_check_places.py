@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 import sys
@@ -14,8 +15,8 @@ from oz_worker.checks import host, places
 from oz_worker.redact import Secret
 from oz_worker.settings import DirectOptions, Settings
 from tests.checks.asked import KEY, asked, command, found
-from tests.rawserver import refused_port
-from tests.rig import Rig
+from tests.rawserver import RawServer, refused_port
+from tests.rig import Rig, until
 
 
 def settings(place: Path, **more: Any) -> Settings:
@@ -111,14 +112,19 @@ def test_a_check_beside_a_running_worker_tells_of_it_and_does_not_disturb_it(rig
     rig.audit()
 
 
-def test_a_worker_that_was_refused_says_so_through_the_check(rig: Rig) -> None:
-    worker = rig.start(env={"WARP_API_KEY": "wk-wrong"}, connected=False)
-    worker.wait_log("does not know the API key")
-    config = {**rig.config, "web_socket_url": rig.plane.url}
-    answer = asked(rig.place, config, WARP_API_KEY="wk-wrong")
-    assert answer.code == 3
-    assert f"process {worker.pid}" in answer.tests["server"]["said"]
-    assert "does not know the API key" in answer.tests["server"]["said"]
+@pytest.mark.parametrize("why", ["refused", "disconnected"])
+def test_a_worker_that_does_not_connect_says_so_through_the_check(rig: Rig, why: str) -> None:
+    """Whatever is wrong; with its age, because what was refused may have been put right since."""
+    said = {"refused": "does not know the API key", "disconnected": "refused the connection"}[why]
+    url = rig.plane.url if why == "refused" else f"ws://127.0.0.1:{refused_port()}/"
+    worker = rig.start("--web-socket-url", url, env={"WARP_API_KEY": "wk-wrong"}, connected=False)
+    worker.wait_log(said)
+    until(lambda: f"link: {why}" in rig.run_command("status", "--state-dir", str(rig.state_dir)).stdout, "the fact")
+    with RawServer(lambda peer: peer.refuse("404 Not Found")) as far:  # what is asked anew is fine
+        answer = asked(rig.place, {**rig.config, "web_socket_url": far.url}, WARP_API_KEY="wk-wrong")
+    assert (answer.code, answer.results()["server"]) == (3, "failed"), answer.all_text
+    words = rf"not tried beside process {worker.pid}, .*; its own link: {why} for \S+ \(.*{said}.*\); tried .*next try"
+    assert re.match(words, answer.tests["server"]["said"])
     worker.kill()
     rig.audit()
 
@@ -131,6 +137,9 @@ def test_a_wrong_configuration_is_one_failed_test_and_exit_2(tmp_path: Path) -> 
     assert "unknown key 'wroker'" in said
     assert "stop_grace" in said
     assert command(tmp_path, {"worker_id": "w", "wroker": 1}).stdout == ""
+    answer = asked(tmp_path, {"worker_id": "w"}, WARP_API_KEY="")
+    assert answer.tests["configuration"]["said"].startswith("no API key: set WARP_API_KEY")
+    assert answer.tests["configuration"]["cure"] == "do what each of these lines says"  # no place is named above
     answer = asked(tmp_path, {"worker_id": "w"}, "--api-key-file", str(tmp_path / "none"))
     assert answer.code == 2
     assert "key file" in answer.tests["configuration"]["said"]
@@ -148,12 +157,14 @@ def test_what_the_environment_asks_for_and_what_cannot_start_here(tmp_path: Path
             "warning",
             "OTEL_EXPORTER_OTLP_PROTOCOL is 'http/json', which this worker does not speak",
         ),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "nonsense"}, "warning", "OTEL_EXPORTER_OTLP_ENDPOINT is "),  # unset means otlp
         ({"OTEL_TRACES_EXPORTER": "oltp", "OTEL_SDK_DISABLED": "true"}, "ok", "nothing is missing"),
         ({"OTEL_METRICS_EXPORTER": "oltp,none"}, "ok", "nothing is missing"),
     ]
     for environ, outcome, said in cases:
         extras = found(host.probes(chosen, environ))["extras"]
         assert (extras.outcome.value, said in extras.said) == (outcome, True), extras
+        assert bool(extras.cure) == (outcome == "warning")
     shown = found(host.probes(settings(tmp_path, control_plane="cropscode"), {}))
     assert "control_plane cropscode is not in this version" in shown["platform"].said
 
@@ -185,6 +196,12 @@ def test_ports_that_are_taken(tmp_path: Path) -> None:
             (f"127.0.0.1:{port}", {}, "failed", "health_listen: 127.0.0.1:"),
             ("192.0.2.1:80", {}, "failed", "cannot be had"),
             ("", busy, "warning", "OTEL_EXPORTER_PROMETHEUS_PORT: 127.0.0.1:"),
+            (
+                "",
+                {**exporter, "OTEL_EXPORTER_PROMETHEUS_HOST": "no.invalid"},
+                "warning",
+                "PROMETHEUS_HOST: no.invalid:",
+            ),
             ("", {**exporter, "OTEL_EXPORTER_PROMETHEUS_PORT": "x"}, "warning", "is 'x', which is no port"),
         ):
             ports = found(host.probes(settings(tmp_path, health_listen=address), environ))["ports"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import re
 import urllib.parse
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,17 @@ def test_at_debug_level_and_while_it_runs_nothing_outside_the_task_shows_a_secre
     (rig.place / "go").touch()
     rig.plane.wait_acknowledged(task)
     assert worker.stop() == 0
+    for told in (
+        r"dialling \S+ straight, without a proxy",
+        r"answers at 127.0.0.1 after",
+        rf"task {task.task_id}\S*: prepared as unit \S+ in",
+        r"starting \S+ in \S+ with .*DEPLOY_KEY, .*HOME",
+        r"the backend says of its end: ExitFacts\(code=1",
+        r"its report, which may leave now",
+        r"its traces are removed",
+        r"the server has read its report",
+    ):
+        assert re.search(f"DEBUG .*{told}", worker.log), (told, worker.log)
     rig.own_files.clear()
     rig.audit()
 

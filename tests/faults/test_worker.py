@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import sqlite3
 import subprocess
+import urllib.request
 from pathlib import Path
 from typing import Iterator
 
 import pytest
 
 from tests.faults.stuck import page, port_of
+from tests.rawserver import refused_port
 from tests.rig import SAFETY, Rig, until
 
 WAIT = "while [ ! -e $HOME/go ]; do sleep 0.05; done"
@@ -176,9 +179,16 @@ def test_a_database_of_a_newer_version_is_left_alone_and_is_exit_3(rig: Rig) -> 
 def test_an_instance_that_is_held_is_exit_3_for_the_second_worker(rig: Rig) -> None:
     rig.config["instance_id"] = f"pinned-{os.getpid()}"
     worker = rig.start()
-    second = rig.start(connected=False)
-    assert second.exit_code() == 3
-    assert f"held by process {worker.pid}" in second.log
+    held, file = f"held by process {worker.pid}", rig.place / "second.log"
+    rig.own_files.add(file.name)
+    for log_file in ("", str(file)):  # the sentence is a line of the log, wherever that goes; and never only there
+        before = len(worker.log)
+        second = rig.start("--log-format", "json", "--log-file", log_file, connected=False)
+        assert second.exit_code() == 3
+        told = second.log[before:].splitlines()
+        records = [json.loads(line) for line in (file.read_text().splitlines() if log_file else told) if line[0] == "{"]
+        assert [record["level"] for record in records if held in record["message"]] == ["critical"]
+        assert bool(log_file) == any(line.startswith("oz_worker: the instance") and held in line for line in told)
     assert worker.stop() == 0
     rig.audit()
 
@@ -311,11 +321,23 @@ def test_without_a_usable_log_tasks_go_on(rig: Rig, where: str, form: str) -> No
         rig.config["log_file"] = "/dev/full" if where == "file-full" else str(fifo)
     rig.config["log_level"] = "debug"
     rig.config["log_format"] = form
-    worker = rig.start(shell=f'exec "$@" {target}')
+    port = refused_port()
+    exporter = {"OTEL_METRICS_EXPORTER": "prometheus", "OTEL_EXPORTER_PROMETHEUS_PORT": str(port)}
+    worker = rig.start(shell=f'exec "$@" {target}', env=exporter)
     tasks = [rig.submit(f"exit {code}") for code in (0, 3)]
     rig.plane.wait_acknowledged(*tasks)
     rig.plane.cut()
     rig.plane.wait_connected(SAFETY, after=1)
+    if "full" in where:
+        whose = "/dev/full" if where == "file-full" else "stderr"
+        why = f"{whose} cannot be written (No space left on device)"
+        until(lambda: re.search(rf"its log lost \d+ lines .*: {re.escape(why)}", rig.explained()), "a line in `status`")
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=SAFETY) as answer:
+            scraped = answer.read().decode()
+        lost = re.search(r"^oz_worker_log_lines_dropped_total\{.*\} (\d+)$", scraped, re.MULTILINE)
+        assert lost is not None
+        assert int(lost[1]) > 0
+        assert worker.log.count(f"lines of the log are lost: {why}") == (where == "file-full")
     assert worker.stop() == 0
     assert [task.state for task in tasks] == ["completed", "failed"]
     os.close(reader)

@@ -88,6 +88,7 @@ FAULTS = {
     "agent out of memory": only("OzWorkerOutOfMemory", 29, 31, task_failures_total__backend__agent_oom="0x29 1x90"),
     "no room": only("OzWorkerUnschedulable", 29, 31, task_failures_total__backend__unschedulable="0x29 1x90"),
     "reports wait": only("OzWorkerOutboxNotDraining", 38, 45, outbox_oldest_seconds="0x29 0+60x90"),
+    "log lines are lost": only("OzWorkerLogLinesLost", 29, 33, log_lines_dropped_total="0x29 40x90"),
     "watchdog": only(
         # The process leaves, is scraped in vain for a minute, and the next one knows of it.
         "OzWorkerWatchdogTripped",
@@ -150,6 +151,7 @@ RESTARTED = {
     "websocket_reconnects_total__remote_close": "0x200 1x399 _ 0x838",
     "websocket_reconnects_total__dial_failed": "0x200 1+1x3 5x395 _ 0x838",
     "watchdog_trips_total": "3x600 _ 0x838",
+    "log_lines_dropped_total": "40x600 _ 0x838",
     "connected": "1x200 0 1x398 _ 0 1x837",
     "up": "1x599 0 1x838",
     "tasks_active": "0x50 4x25 1x100 4x20 0x402 _ 3x60 4x20 1x757",

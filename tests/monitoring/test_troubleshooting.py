@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from pathlib import Path
 
 import pytest
 
+from oz_worker import check
+from oz_worker.config.load import Loaded
 from oz_worker.errors import ExitCode
 from oz_worker.instruments import CATALOGUE, REASONS
 from oz_worker.model import Refusal
+from oz_worker.settings import (
+    BackendOptions,
+    CommandOptions,
+    DirectOptions,
+    DockerOptions,
+    KubernetesOptions,
+    Settings,
+)
 from tests.monitoring.promtool import MONITORING, ROOT
 from tests.monitoring.test_alerts import ALERTS, anchors
 from tests.rig import Rig
@@ -39,6 +51,19 @@ def test_every_exit_code_has_a_line() -> None:
     section = TEXT.partition("\n## Exit codes")[2].partition("\n## ")[0]
     codes = {int(code) for row in re.findall(r"^\| ([\d, ]+) \|", section, re.MULTILINE) for code in row.split(",")}
     assert codes == {int(code) for code in ExitCode} | {130, 137, 143}
+
+
+@pytest.mark.parametrize(
+    "options", [DirectOptions(), DockerOptions(), KubernetesOptions(), CommandOptions(cancel_command="x")]
+)
+def test_the_table_of_check_has_its_tests_in_their_order_and_no_others(options: BackendOptions, tmp_path: Path) -> None:
+    backend = type(options).__name__.removesuffix("Options").lower()
+    settings = Settings(worker_id="w", backend=backend, options=options, state_dir=str(tmp_path))
+    with contextlib.ExitStack() as stack:
+        tests = [probe.name for probe in check._probes(Loaded(settings, (), {"api_key": "x"}), {}, stack)]
+    table = TEXT.partition("\n## What check tries")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`[^|]+) \| (\w*) *\|", table, re.MULTILINE)
+    assert [name for names, of in rows if of in ("", backend) for name in re.findall(r"`(\w+)`", names)] == tests
 
 
 def test_every_metric_and_alert_is_explained() -> None:

@@ -207,7 +207,8 @@ MISTAKES = [
 def test_a_mistake_is_told_with_its_place_and_its_cure(
     tmp_path: Path, text: str | bytes, start: str, cure: str
 ) -> None:
-    (line,) = [line for line in problems(tmp_path, text) if not line.startswith("no worker id") or "no worker" in start]
+    about_id = "worker_id" in start or "no worker" in start  # then one sentence must be enough
+    (line,) = [line for line in problems(tmp_path, text) if about_id or not line.startswith("no worker id")]
     assert line.startswith(start)
     assert cure in line
 
@@ -224,6 +225,13 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(tmp_path: Path) 
         "-e: the name of the variable is empty",
         "no worker id: give --worker-id, or `work",
     ]
+
+
+def test_what_is_wrong_is_not_said_to_be_missing_as_well(tmp_path: Path) -> None:
+    (line,) = problems(tmp_path, "log_level: info\n", argparse.Namespace(worker_id="warp-x"))
+    assert line.startswith("--worker-id: 'warp-x' begins with `warp`")
+    (line,) = problems(tmp_path, "worker_id: w\nbackend: {command: {dispatch_command: [x]}}")
+    assert line.startswith("c.yaml:2:39: `dispatch_command`: expected a single value")
 
 
 def test_a_mistake_never_repeats_a_secret(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 import select
 import socket
 import ssl
@@ -110,8 +111,10 @@ def tunnel(to: int, seen: list[bytes]) -> Script:
 
 @pytest.mark.parametrize("scheme", ["ws", "wss"])
 def test_a_tunnel_carries_the_connection_and_the_name_is_left_to_the_proxy(
-    scheme: str, tmp_path_factory: pytest.TempPathFactory
+    scheme: str, tmp_path_factory: pytest.TempPathFactory, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """And at debug level every step of it is told, without the login."""
+    caplog.set_level(logging.DEBUG)
     seen: list[bytes] = []
     ca = trustme.CA()
     ca_file = str(tmp_path_factory.mktemp("ca") / "ca.pem")
@@ -136,6 +139,15 @@ def test_a_tunnel_carries_the_connection_and_the_name_is_left_to_the_proxy(
     assert seen[0].startswith(b"CONNECT server.example:8443 HTTP/1.1\r\nHost: server.example:8443\r\n")
     assert b"Proxy-Authorization: Basic " + login in seen[0]
     assert b"Bearer" not in seen[0]
+    told, variable = caplog.text, "https_proxy" if scheme == "wss" else "http_proxy"
+    steps = [f"dialling server.example:8443 through the proxy {via.place}, which {variable} names"]
+    steps += [f"{via.place} answers at 127.0.0.1 after", "opened the way to server.example:8443"]
+    steps += ["TLS with server.example:8443: TLSv1.3, "] if scheme == "wss" else []
+    places = [told.find(step) for step in steps]
+    assert -1 not in places, told
+    assert places == sorted(places)
+    assert "us@er" not in told
+    assert "pa:ss" not in told
 
 
 def test_an_ipv6_address_stands_in_brackets() -> None:

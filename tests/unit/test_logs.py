@@ -234,7 +234,9 @@ def until_said(seen: Callable[[], object]) -> None:
     until(tried, "the line in its place")
 
 
-def test_what_a_full_disk_swallows_is_counted_and_told_once_there_is_room(tmp_path: Path) -> None:
+def test_what_a_full_disk_swallows_is_counted_and_told_once_there_is_room(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "log"
     file.symlink_to("/dev/full")
     with Logs(level="info", form="json", file=str(file), redact=Redactor()) as logs:
@@ -249,6 +251,30 @@ def test_what_a_full_disk_swallows_is_counted_and_told_once_there_is_room(tmp_pa
         f"7 log lines were dropped: {file} cannot be written (No space left on device)",
         "there is room",
     ]
+    (line,) = capfd.readouterr().err.splitlines()  # once, in the log's own form, for who looks why there is no log
+    told = f"lines of the log are lost: {file} cannot be written (No space left on device)"
+    assert json.loads(line)["message"] == told
+
+
+def test_what_is_told_on_stderr_waits_for_none_of_its_readers(tmp_path: Path) -> None:
+    """Nor does it cut a line of somebody else in two: what a pipe takes whole, or nothing."""
+    script = (
+        "import sys, logging; from oz_worker.observe.logs import Logs; from oz_worker.redact import Redactor\n"
+        "with Logs(level='info', form='text', file=sys.argv[1], redact=Redactor()):\n"
+        "    logging.warning('lost')\n"
+        "print('done')\n"
+    )
+    reader, writer = os.pipe()
+    with open(reader, "rb"), open(writer, "wb") as full:
+        os.set_blocking(writer, False)
+        with contextlib.suppress(BlockingIOError):
+            while os.write(writer, b"x" * 4096):
+                pass
+        os.set_blocking(writer, True)
+        words = [sys.executable, "-c", script, "/dev/full"]
+        root = Path(__file__).parents[2]
+        done = subprocess.run(words, cwd=root, stdout=subprocess.PIPE, stderr=full, timeout=60, check=True)
+    assert done.stdout == b"done\n"
 
 
 def test_a_reader_that_stops_holds_nobody_and_costs_a_bounded_memory(
