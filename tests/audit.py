@@ -100,7 +100,7 @@ class Guard:
 
     def keep(self, place: Path | None, *secrets: str) -> None:
         """From now on no file below *place*, no line of the log and no process of the machine may show *secrets*."""
-        self.secrets.update(secrets)
+        self.secrets.update(filter(None, secrets))
         self._places |= {place} if place else set()
         if self.arguments is None:
             self.arguments = Arguments()

@@ -43,6 +43,8 @@ def explain(error: DialError) -> Refusal:
 
 
 def _key(error: DialError) -> Refusal:
+    if isinstance(error.cause, TimeoutError):
+        return Refusal("the API key could not be read in time", "see whether the disk of its file answers")
     if isinstance(error.cause, OSError):
         what = f"the API key file {error.place} cannot be read ({_reason(error.cause)})"
         return Refusal(what, "make it readable for the worker")
@@ -50,6 +52,9 @@ def _key(error: DialError) -> Refusal:
 
 
 def _trust(error: DialError) -> Refusal:
+    if isinstance(error.cause, TimeoutError):
+        what = "the certificate authorities could not be read in time"
+        return Refusal(what, "see whether the disk that they are on answers")
     what = f"the certificate authorities from {error.place} cannot be used ({_reason(error.cause)})"
     return Refusal(what, f"point {error.place} at a readable PEM file")
 

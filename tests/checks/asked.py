@@ -47,13 +47,14 @@ def command(place: Path, config: Mapping[str, Any], *flags: str, **environ: str)
     file = place / "config.yaml"
     file.write_text(yaml.safe_dump(dict(config)))
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(place), "WARP_API_KEY": KEY, "PYTHONPATH": str(ROOT), **environ}
-    guard().keep(place, environment["WARP_API_KEY"])
+    key = environment["WARP_API_KEY"]
+    guard().keep(place, key)
     words = [sys.executable, "-m", "oz_worker", "check", "--config-file", str(file), *flags]
     done = subprocess.run(
         words, env=environment, cwd=place, capture_output=True, text=True, timeout=SECONDS, check=False
     )
     assert "Traceback" not in done.stdout + done.stderr
-    assert environment["WARP_API_KEY"] not in done.stdout + done.stderr
+    assert not key or key not in done.stdout + done.stderr
     return done
 
 

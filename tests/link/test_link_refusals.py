@@ -6,6 +6,7 @@ import datetime
 import errno
 import math
 import random
+import re
 import socket
 import ssl
 from dataclasses import replace
@@ -29,7 +30,8 @@ from tests.link.conftest import Line
 from tests.rawserver import Peer, RawServer, refused_port, silent_listener
 
 SHORT = replace(FAST, dial_timeout=0.3)
-SHORT_TLS = replace(FAST, dial_timeout=2.0)  # the certificate authorities are read within it too
+PATIENT = replace(FAST, dial_timeout=2.0)
+"""The authorities are read from the disk first, which takes its time on a busy machine."""
 
 
 def failure(url: str, **more: Any) -> tuple[str, bool, float]:
@@ -241,17 +243,27 @@ def test_a_bad_certificate_is_named_by_what_is_wrong(kind: str, certificates: Ce
     assert not refused
 
 
-def test_tls_that_stalls_is_named() -> None:
+@pytest.mark.parametrize("step", [Step.KEY, Step.TRUST])
+def test_a_disk_that_does_not_answer_is_named(step: Step) -> None:
+    sentence = explain(DialError(step, "", TimeoutError("no answer in time"))).sentence
+    assert re.fullmatch(
+        r"the (API key|certificate authorities) could not be read in time: see whether the disk .*", sentence
+    )
+
+
+def test_tls_that_stalls_is_named(certificates: Certificates) -> None:
     with RawServer(Peer.hold) as server:
-        assert "does not answer the TLS handshake" in failure(f"wss://{server.place}/", options=SHORT_TLS)[0]
+        sentence = failure(f"wss://{server.place}/", options=PATIENT, ca_file=certificates.ca_file)[0]
+    assert "does not answer the TLS handshake" in sentence
 
 
-def test_tls_that_drips_ends_at_the_deadline() -> None:
+def test_tls_that_drips_ends_at_the_deadline(certificates: Certificates) -> None:
     def script(peer: Peer) -> None:
         peer.drip(b"\x16\x03\x03\x3f\xff" + b"\0" * 9000, 0.01)
 
     with RawServer(script) as server:
-        assert "does not answer the TLS handshake" in failure(f"wss://{server.place}/", options=SHORT_TLS)[0]
+        sentence = failure(f"wss://{server.place}/", options=PATIENT, ca_file=certificates.ca_file)[0]
+    assert "does not answer the TLS handshake" in sentence
 
 
 def test_a_plain_server_behind_wss_is_named() -> None:
