@@ -82,6 +82,7 @@ class Logs(logging.Handler):
         self._why = ""  # the last of them was dropped
         self._losing = False  # the line before could not be written; its thread's
         self._finished = False  # set by its thread as the last thing it does
+        self._level_before = logging.WARNING
         self._thread: threading.Thread | None = None
         self._colour = not self._json and not file and sys.stderr.isatty()
 
@@ -90,12 +91,14 @@ class Logs(logging.Handler):
         self._file.open()
         root = logging.getLogger()
         root.addHandler(self)
+        self._level_before = root.level
         root.setLevel(self.level)
         self._thread = threads.start("log", self._write_lines, self._on_death)
         return self
 
     def __exit__(self, _kind: type[BaseException] | None, _error: object, _trace: TracebackType | None) -> None:
         logging.getLogger().removeHandler(self)
+        logging.getLogger().setLevel(self._level_before)
         self.finish()
 
     def finish(self) -> bool:

@@ -65,7 +65,7 @@ def test_beyond_the_limit_the_task_fails_and_its_slot_waits_for_the_proof(outage
     refused = rig.submit("exit 0", requeue=False)
     rig.plane.wait_for(lambda: refused.state == "rejected", SAFETY, "a rejection")
     assert refused.frames(REJECTED)[0].reason == "backend unavailable"
-    until(lambda: "backend unavailable: the docker engine does not answer" in rig.explained(), "the engine's silence")
+    until(lambda: "backend: the docker engine does not answer" in rig.explained(), "the engine's silence")
     assert "backend unavailable (the docker engine does not answer" in rig.explained(refused.task_id)
     rig.plane.wait_acknowledged(task, timeout=SAFETY)
     assert task.ended_at is not None

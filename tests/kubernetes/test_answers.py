@@ -13,6 +13,7 @@ from oz_worker.clusters import cluster_for
 from oz_worker.errors import TaskFault
 from oz_worker.model import Cause, Reason
 from oz_worker.settings import KubernetesOptions
+from tests.audit import guard
 from tests.hosting import INSTANCE, eventually, written
 from tests.kubernetes.kubernetes_site import KubernetesSite, Starting, ended, options_for
 
@@ -99,6 +100,7 @@ case " $* " in *" create "*)
   cat {site.root}/answer
   exit ;;
 esac"""
+    guard().allow(site.root / "answer")
     backend = site.open(kubectl_path=site.fake_kubectl(body))
     eventually(lambda: len(site.cluster.faults.watches()) == 2)
     unit = site.unit("while :; do sleep 0.1; done")
