@@ -324,7 +324,8 @@ class Daemon:
         if self._stopping.stopping and self._engine.idle():
             logger.log(logging.DEBUG if leaves else logging.WARNING, "%s", sentence)
         else:
-            logger.warning("%s. Next try in %.1f s", sentence.rstrip("."), delay)
+            full = sentence if sentence.endswith(("?", ".")) else f"{sentence}."
+            logger.warning("%s Next try in %.1f s", full, delay)
             fact["again_at"] = str(now + delay)
         self._note("link", fact)
 

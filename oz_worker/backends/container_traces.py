@@ -49,6 +49,13 @@ class Traces:
         """Whether its start was ordered at all."""
         return self.has_mark(unit, _STARTED)
 
+    def never_ordered(self, unit: Unit) -> bool:
+        """Whether no start was ordered, so that nothing of it can be outside but what it was prepared with.
+
+        Said only of what this process prepared: a mark of an earlier one may have gone with its disk.
+        """
+        return unit.spec is not None and not self.was_started(unit)
+
     def has_mark(self, unit: Unit, name: str) -> bool:
         """Whether that step of its start is known to be done."""
         return os.path.exists(self.directory(unit).file(name))

@@ -320,6 +320,8 @@ class Docker:
 
     def _remove(self, unit: Unit) -> str:
         """By its id, and only what is held here: another's container may bear the name of a unit that was refused."""
+        if self._traces.never_ordered(unit):  # an engine that hangs is not asked: a stop would wait for its answer
+            return ""
         try:
             with self._turns.taken():
                 if (container := self._held(unit)) is not None:
@@ -336,11 +338,11 @@ class Docker:
 
     def tail(self, unit: Unit, limit: int) -> bytes:
         """The end of the unit's output."""
-        return b"" if self._no_answer(unit) else self._output.tail(unit, limit)
+        return b"" if self._traces.never_ordered(unit) or self._no_answer(unit) else self._output.tail(unit, limit)
 
     def collect(self, unit: Unit) -> str:
-        """Fetch the output from the engine, if it answers at all."""
-        return self._no_answer(unit) or self._output.collect(unit)
+        """Fetch the output from the engine, if there is any and it answers at all."""
+        return "" if self._traces.never_ordered(unit) else self._no_answer(unit) or self._output.collect(unit)
 
     def recover(self) -> Sequence[Found]:
         """List the units of this instance: containers, and those of which there is none. Raises EngineError."""

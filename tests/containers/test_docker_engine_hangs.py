@@ -23,14 +23,17 @@ def test_a_stop_while_the_engine_hangs_proves_nothing_and_loses_nothing(tmp_path
         rig.written("up"), rig.written("up-too")
         engine.freeze()
         preparing = rig.submit("echo ran > $HOME/ran")
+        looking = rig.submit("echo ran > $HOME/ran", extra={"docker_image": "never.example/seen:1"})
         plane.cancel(cancelled)
-        worker.wait_log(f"{preparing.task_id}.* preparing")
+        for task in (preparing, looking):
+            worker.wait_log(f"{task.task_id}.* preparing")
         worker.send(signal.SIGTERM)
         assert worker.process.wait(2 * SAFETY) == 0  # it looks for a proof for 30 s
         assert "is still there; its slot stays taken" in worker.log
         assert "everything is gone now" not in worker.log
         assert (running.terminal.reason, cancelled.state, cancelled.closed) == ("graceful_shutdown", "cancelled", False)
         assert "Not confirmed gone: container oz-" in running.terminal.message
+        assert "Not confirmed gone" not in looking.terminal.message, "nothing was ever ordered for it"
         engine.thaw()
         assert len(rig.containers("status=running")) >= 2, "nothing could be ended"
         worker = rig.start()
