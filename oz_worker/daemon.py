@@ -161,8 +161,9 @@ def _run(
         health.listen(settings.health_listen)  # here, because a name may take its time
         return open_instance(slot)
 
+    for_log = functools.partial(_tell_log, logs)
     parts.callback(health.close)
-    if (primary := opening.interruptible(open_primary, waker, inbox)) is None:
+    if (primary := opening.interruptible(open_primary, waker, inbox, for_log)) is None:
         logger.info("stopped before the start was complete")
         return ExitCode.STOPPED
     parts.callback(primary.store.close, CLOSE_SECONDS)
@@ -170,7 +171,7 @@ def _run(
 
     backends.refuse_shutdown(settings, primary.backend.capabilities)
     say = functools.partial(_say_what_the_start_waits_for, primary, health, known.everywhere)
-    found = opening.interruptible(lambda: opening.found_outside(primary, say), waker, inbox)
+    found = opening.interruptible(lambda: opening.found_outside(primary, say), waker, inbox, for_log)
     if found is None:
         logger.info("stopped before the start was complete: what runs is left for the next one")
         return ExitCode.STOPPED
@@ -296,7 +297,7 @@ class Daemon:
 
     def unfinished(self) -> bool:
         """Whether anything is undelivered, or the answer to a cancel that came in during the stop is still to come."""
-        return self._outbox.unfinished() or self._engine.cancellation.busy()
+        return self._outbox.unfinished() or self._engine.cancellation.answering()
 
     def received(self, text: str) -> bool:
         """A message came in."""
@@ -354,13 +355,10 @@ class Daemon:
         return int(self._stopping.exit_code)
 
     def _signalled(self, number: signal.Signals) -> None:
-        if number in (signal.SIGQUIT, signal.SIGUSR2):
-            self._logs.stacks()
-        elif number is signal.SIGHUP:
-            self._logs.reopen()
-            logger.info("HUP: the log file is opened anew; the key file is read at the next dial")
-        else:
+        if number in opening.ENDING:
             self._stopping.signalled(number)
+        else:
+            _tell_log(self._logs, number)
 
     def _note(self, name: str, fact: dict[str, Any]) -> None:
         """For `status`, the database and HTTP: a server may have repeated the key in its answer.
@@ -375,6 +373,15 @@ class Daemon:
                 fact["at"] = self._link["at"]
             self._link = fact
         self._engine.notes.note(name, fact)
+
+
+def _tell_log(logs: Logs, number: signal.Signals) -> None:
+    """What the signals that do not end the worker are for."""
+    if number is signal.SIGHUP:
+        logs.reopen()
+        logger.info("HUP: the log file is opened anew; the key file is read at the next dial")
+    else:
+        logs.stacks()
 
 
 def _say_what_the_start_waits_for(primary: Instance, health: Health, hide: Redactor, why: str) -> None:

@@ -27,6 +27,8 @@ from oz_worker.timing import backoff
 logger = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 5.0
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""The signals that end a worker, one way or the other."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 T = TypeVar("T")
 
@@ -69,8 +71,16 @@ def found_outside(instance: Instance, say: Callable[[str], None]) -> Sequence[Fo
     raise AssertionError("unreachable")
 
 
-def interruptible(act: Callable[[], T], waker: Waker, inbox: queue.SimpleQueue[signal.Signals]) -> T | None:
-    """What *act* returns on a thread of its own, None when a signal came first. Raises as *act* does."""
+def interruptible(
+    act: Callable[[], T],
+    waker: Waker,
+    inbox: queue.SimpleQueue[signal.Signals],
+    on_other: Callable[[signal.Signals], None],
+) -> T | None:
+    """What *act* returns on a thread of its own, None when a signal ended it. Raises as *act* does.
+
+    *on_other* gets the signals that do not end the worker, on the thread of the caller.
+    """
     answer: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
 
     def body() -> None:
@@ -86,8 +96,10 @@ def interruptible(act: Callable[[], T], waker: Waker, inbox: queue.SimpleQueue[s
     while True:
         poll.poll(vitals.wait() * 1000)
         waker.drain()
-        if any(number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1) for number in drained(inbox)):
-            return None
+        for number in drained(inbox):
+            if number in ENDING:
+                return None
+            on_other(number)
         with contextlib.suppress(queue.Empty):
             result, error = answer.get_nowait()
             if error is not None:

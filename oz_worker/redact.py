@@ -29,10 +29,11 @@ _PUBLIC = frozenset(
     (
         *("command", "docker", "python", "python3", "localhost", "server", "servers", "plugin", "plugins", "public"),
         *("events", "message", "messages", "stream", "streamable", "streamable-http", "streamable_http", "github"),
-        *("accept", "content-type", "application/json", "text/event-stream", "Bearer", "bearer"),
+        *("accept", "content-type", "application/json", "text/event-stream", "bearer"),
     )
 )
-"""Words of MCP configurations that are nobody's secret; masking them would blank out ordinary output."""
+"""Words of MCP configurations that are nobody's secret, in small letters, because what is masked is masked in any case;
+masking them would blank out ordinary output."""
 
 
 _USER_INFO = re.compile(
@@ -326,7 +327,7 @@ def held_in(document: Any) -> tuple[str, ...]:
             pending += [("key", one) for one in value]  # an argument without a name may be a key
         elif isinstance(value, str) and not is_ordinary(str(name), value):
             found.update(dict.fromkeys((value, *_parts(value))))
-    return tuple(text for text in found if len(text) >= SHORTEST and text not in _PUBLIC)
+    return tuple(text for text in found if len(text) >= SHORTEST and text.lower() not in _PUBLIC)
 
 
 def _parts(text: str) -> Iterable[str]:

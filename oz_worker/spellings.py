@@ -12,6 +12,9 @@ from typing import Iterator
 SHORTEST = 6
 """Shorter values are not masked: `1`, `true` or `main` would blank out ordinary text."""
 
+_LONG = 1024
+"""From so many characters on a value is not looked for twice encoded: that costs megabytes of memory for each task, and
+what is so long is a file, whose lines are looked for by themselves."""
 _BREAKS = b"\r\n"
 _SMALL = bytes.maketrans(string.ascii_uppercase.encode(), string.ascii_lowercase.encode())
 _PLAIN = re.compile(r"[A-Za-z0-9_.-]*")
@@ -64,6 +67,8 @@ def _quoted(text: str) -> set[str]:
     """In URLs, JSON and quotes; in URLs and JSON twice over, as is JSON in URLs and in quotes."""
     in_urls, in_json = {*_in_urls(encoded(text))}, {*_in_json(text)}
     found = {*in_urls, *in_json, *_in_quotes(text)}
+    if len(text) >= _LONG:
+        return found
     for once in in_urls:
         found.update(urllib.parse.quote(once, safe=safe) for safe in ("", _URL_SAFE[-1]))
     for once in in_json:

@@ -57,8 +57,14 @@ class Traces:
         return unit.spec is not None and not self.was_started(unit)
 
     def has_mark(self, unit: Unit, name: str) -> bool:
-        """Whether that step of its start is known to be done."""
-        return os.path.exists(self.directory(unit).file(name))
+        """Whether that step of its start may be done: only a disk that answers can prove that it was not."""
+        try:
+            os.stat(self.directory(unit).file(name))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            return True
+        return True
 
     def list(self) -> list[Found]:
         """The units that have a directory. Raises Unreadable."""

@@ -79,7 +79,7 @@ class Engine:
         self._on_death = on_death
         self.registry = Registry(meters)
         self.gate = Gate(limits, self.registry, primary)
-        self.notes = Notes(primary.store, self._waits, self.troubles, self.gate.full)
+        self.notes = Notes(primary.store, self._waits, self.troubles, self.gate.full, output.hide)
         self.cancellation = Cancellation(
             self.registry,
             self.past,
@@ -213,7 +213,7 @@ class Engine:
         """Whether every task's thread is done, but for those that wait for a process that cannot be killed."""
         with self._lock:
             arriving = self._arriving
-        return not arriving and not self.cancellation.busy() and all(task.awaiting_proof for task in self.tasks())
+        return not arriving and not self.cancellation.commanding() and all(task.awaiting_proof for task in self.tasks())
 
     def starting(self) -> bool:
         """Whether a task is between two states that can be left alone: not running yet, being cancelled or removed.

@@ -55,10 +55,18 @@ class Cancellation:
         self._running: set[str] = set()
         self._open = 0
 
-    def busy(self) -> bool:
-        """Whether a `cancel_command` runs, or an answer is still to come. `on_change` is called when that ends."""
+    def commanding(self) -> bool:
+        """Whether a `cancel_command` runs. `on_change` is called when that ends."""
         with self._lock:
-            return bool(self._running or self._open)
+            return bool(self._running)
+
+    def answering(self) -> bool:
+        """Whether an answer is still to come. A stop gives it the time of the flush, no more: a listing may hang.
+
+        `on_change` is called when that ends.
+        """
+        with self._lock:
+            return self._open > 0
 
     def cancel(self, wanted: Key) -> None:
         """Cancel what matches; without an execution id all executions of the task."""

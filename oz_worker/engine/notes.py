@@ -51,7 +51,7 @@ class Notes:
         waits: Callable[[], Iterable[tuple[TaskRow, str]]],
         troubles: Callable[[], Iterable[str]],
         full: Callable[[], str],
-        hide: Callable[[str], str] = str,
+        hide: Callable[[str], str],
     ) -> None:
         self._store = store
         self._waits = waits

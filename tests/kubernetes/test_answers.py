@@ -182,7 +182,7 @@ def test_a_hiccup_during_the_preflight_is_no_reason_to_give_up(site: KubernetesS
     with site.cluster.faults.fail(500, "get", "jobs", times=1) as fault:
         site.open(preflight=True)
         assert fault.met
-    assert site.jobs() == []
+    eventually(lambda: site.jobs() == [])
 
 
 def test_a_job_that_is_taken_up_keeps_its_secret(site: KubernetesSite, monkeypatch: pytest.MonkeyPatch) -> None:

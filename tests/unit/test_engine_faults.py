@@ -180,6 +180,42 @@ def test_an_assignment_on_its_way_keeps_the_engine_from_being_idle(tmp_path: Pat
     bench.leave()
 
 
+def test_what_status_reads_of_rejections_and_waits_has_no_secrets(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, World())
+    bench.connect()
+    bench.engine.assign(spec(KEY, "hunter2secret"))
+    bench.settle()
+    bench.backend.trouble = "the proxy http://bob:hunter2secret@proxy:3128 is away"
+    bench.engine.assign(spec(Key("other", "exec")))
+    bench.settle()
+    with bench.engine.tasks()[0].unit.waiting(lambda: "the image of https://bob:hunter2secret@host/x"):
+        bench.engine.notes.look()
+    facts = bench.store.do(rows.facts)
+    for name, words in {
+        "rejections": "the proxy http",
+        "waits": "the image of https",
+        "intake": "the proxy http",
+    }.items():
+        assert words in facts[name]
+        assert "hunter2secret" not in facts[name], name
+    bench.leave()
+
+
+def test_an_answer_to_a_cancel_that_hangs_keeps_nobody_from_being_idle(tmp_path: Path) -> None:
+    """A stop gives it the time of the flush; a listing of a dying engine takes a minute."""
+    bench = Bench(tmp_path, World())
+    bench.connect()
+    with bench.world.lock:  # the listing waits for it
+        bench.engine.cancel("nobody", "exec")
+        bench.settle()
+        eventually(lambda: any(thread.name == "cancel-unknown" for thread in threading.enumerate()), "the listing")
+        assert bench.engine.idle()
+        assert bench.engine.cancellation.answering()
+    eventually(lambda: not bench.engine.cancellation.answering(), "the answer")
+    assert kinds(bench.read()) == ["execution_closed"]
+    bench.leave()
+
+
 def test_a_dead_siblings_survivor_is_not_run_again_before_it_is_served(tmp_path: Path) -> None:
     world = World()
     dead = Bench(tmp_path, world, instance="dead")

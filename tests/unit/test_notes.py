@@ -26,7 +26,7 @@ def facts(store: Store) -> dict[str, Any]:
 
 
 def of(store: Store) -> Notes:
-    return Notes(store, list, list, str)
+    return Notes(store, list, list, str, str)
 
 
 def test_the_last_rejections_are_kept_over_restarts_and_cost_few_writes(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_what_a_full_disk_refuses_is_written_when_there_is_room(tmp_path: Path) 
         store = opened(place / "state.db")
         store.do(lambda db: rows.put_fact(db, "small", "1"))
         fill(place / "ballast")
-        one = Notes(store, list, lambda: ["disk: /x has 0 MiB free"], str)
+        one = Notes(store, list, lambda: ["disk: /x has 0 MiB free"], str, str)
         for number in range(60):
             one.rejected(Key(f"t{number}", "e"), Refusal.DISK, "y" * 600)
         one.look()
@@ -81,7 +81,7 @@ def test_what_a_full_disk_refuses_is_written_when_there_is_room(tmp_path: Path) 
 def test_facts_are_written_when_they_change_and_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = opened(tmp_path / "state.db")
     troubles = ["backend: it is away"]
-    one = Notes(store, list, lambda: troubles, str)
+    one = Notes(store, list, lambda: troubles, str, str)
     one.look()
     first = facts(store)
     one.look()

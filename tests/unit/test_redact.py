@@ -268,8 +268,9 @@ def test_an_encoded_token_of_a_url_is_masked_in_both_spellings() -> None:
 
 
 def test_names_and_well_known_words_of_a_configuration_are_not_masked() -> None:
-    document = {"gadget": {"type": "streamable-http", "command": "python3", "url": "https://h/server/messages"}}
-    text = "gadget: python3 server got messages over streamable-http"
+    document = {"gadget": {"type": "streamable-http", "command": "python3", "url": "https://h/Server/messages"}}
+    document["gadget"]["args"] = "Docker"
+    text = "gadget: python3 server got messages over streamable-http from a docker server"
     assert Redactor(held_in(document))(text) == text
 
 
