@@ -152,10 +152,11 @@ def _run(
     slot = slots.take(state_dir, settings.instance_id, fits)
     logger.info("oz_worker %s, worker %s, instance %s in %s", __version__, settings.worker_id, slot.id, state_dir)
 
-    observers = measuring.choose(settings, slot.id, meters, os.environ)
+    given = dict(os.environ)  # before the exporters correct there what the SDK reads: tasks get what was set
+    observers = measuring.choose(settings, slot.id, meters, given)
 
     def open_instance(left: Slot) -> Instance:
-        return opening.open_instance(settings, left, deaths, meters)
+        return opening.open_instance(settings, left, given, deaths, meters)
 
     def open_primary() -> Instance:
         health.listen(settings.health_listen)  # here, because a name may take its time

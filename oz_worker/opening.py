@@ -10,7 +10,7 @@ import random
 import select
 import signal
 import time
-from typing import Callable, Sequence, TypeVar
+from typing import Callable, Mapping, Sequence, TypeVar
 
 from oz_worker import backends, threads, vitals
 from oz_worker.backends.base import Found
@@ -39,13 +39,23 @@ def this_process() -> dict[str, str]:
     return {"pid": str(os.getpid()), "start_ticks": str(me.ticks) if me else ""}
 
 
-def open_instance(settings: Settings, slot: Slot, on_death: threads.OnDeath, meters: Meters) -> Instance:
-    """The database and the backend of a held directory. Raises NotUsable with nothing left open."""
+def open_instance(
+    settings: Settings, slot: Slot, environ: Mapping[str, str], on_death: threads.OnDeath, meters: Meters
+) -> Instance:
+    """The database and the backend of a held directory. Raises NotUsable with nothing left open.
+
+    *environ* is what tasks, hooks and programs get: as it was given to the worker, whatever an SDK needs to see there.
+    """
     store = Store(slot.path / "state.db")
     store.start(on_death)
     try:
         backend = backends.make_backend(
-            settings, instance=slot.id, instance_dir=slot.path, on_death=on_death, meters=meters
+            settings,
+            instance=slot.id,
+            instance_dir=slot.path,
+            host_environ=environ,
+            on_death=on_death,
+            meters=meters,
         )
         backend.open()
     except BaseException:

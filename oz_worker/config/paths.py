@@ -5,7 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from pathlib import Path
 from typing import Mapping, Sequence
+
+from oz_worker import slots
+from oz_worker.errors import NotUsable
 
 _SYSTEM_BASE = "/var/lib/oz/state"
 SERVICE_STATE = "/var/lib/oz-worker/state"
@@ -46,11 +50,22 @@ def default_state_dir(worker_id: str, environ: Mapping[str, str]) -> str:
 
 def known_state_dirs(environ: Mapping[str, str]) -> Sequence[str]:
     """Every state directory of this user at the default places, and the one of the shipped system service where it may
-    be seen: for commands that were not told a worker."""
+    be seen: for commands that were not told a worker. One that may be seen only in part, which is said where it is
+    read, does not stand in the way of this user's own."""
     if found := systemd_state_dir(environ):
         return [found]
-    service = [SERVICE_STATE] if os.access(SERVICE_STATE, os.R_OK | os.X_OK) else []
-    return [*directories_below(state_base(environ)), *service]
+    own = directories_below(state_base(environ))
+    if not os.access(SERVICE_STATE, os.R_OK | os.X_OK) or (own and not _open_to_us(SERVICE_STATE)):
+        return own
+    return [*own, SERVICE_STATE]
+
+
+def _open_to_us(state_dir: str) -> bool:
+    """Whether every instance in *state_dir* can be asked who holds it."""
+    try:
+        return all(os.access(path / "lock", os.R_OK | os.W_OK) for path in slots.instances(Path(state_dir)))
+    except NotUsable:
+        return False
 
 
 def directories_below(base: str) -> Sequence[str]:

@@ -17,12 +17,15 @@ FULL_BYTES = 64 * 1024
 
 
 def full(path: Path) -> bool:
-    """Whether nothing more can be written on the disk of *path*. May hang with that disk."""
+    """Whether nothing more can be written on the disk of *path*. May hang with that disk.
+
+    One that counts no blocks (a tmpfs without limit, some of FUSE) does not say, and is not taken for full.
+    """
     try:
         fs = os.statvfs(path)
     except OSError:
         return False  # not for want of room
-    return (fs.f_bavail if os.geteuid() else fs.f_bfree) * fs.f_frsize < FULL_BYTES
+    return fs.f_blocks > 0 and (fs.f_bavail if os.geteuid() else fs.f_bfree) * fs.f_frsize < FULL_BYTES
 
 
 def most_by_descriptors(most: int) -> int:
@@ -56,7 +59,7 @@ class DiskGuard:
         except OSError:
             return ""  # the backend says what is wrong with its directory
         free = fs.f_bavail * fs.f_frsize
-        if self._min_free and free < self._min_free:
+        if self._min_free and fs.f_blocks and free < self._min_free:
             return f"{path} has {free // 2**20} MiB free, min_free_disk asks for {self._min_free // 2**20}"
         if self._min_inodes and fs.f_files and fs.f_favail < self._min_inodes:
             return f"{path} has {fs.f_favail} inodes free, min_free_inodes asks for {self._min_inodes}"

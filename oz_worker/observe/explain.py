@@ -51,6 +51,8 @@ def full(facts: Facts) -> str:
 def silence(facts: Facts, *, full: bool = False) -> str:
     """A sentence about a worker that has written nothing down for too long, or for a while on a disk that is *full*."""
     at = facts.get(INTAKE, {}).get("at")
+    if full and not isinstance(at, (int, float)):
+        return "its disk is full, so it could not write down how it is; free some space"
     if isinstance(at, (int, float)) and full:
         return f"its disk is full, so what stands here may be {_ago(at)} old; free some space"
     if not isinstance(at, (int, float)) or time.time() - at < SILENT_SECONDS:

@@ -216,13 +216,17 @@ def account_of(path: Path, *, explained: bool = False) -> dict[str, Any]:
     said = facts
     if found is not None and not _is_of(facts.get("worker", {}), found):  # it starts, and has not written any yet
         said = {name: fact for name, fact in facts.items() if name not in ("link", "stop", INTAKE)}
-    if found is not None and (trouble := _standstill(found) or explain.silence(said, full=disk.full(path))):
+    full = found is not None and disk.full(path)
+    if found is not None and (trouble := _standstill(found) or explain.silence(said, full=full)):
         account["trouble"] = trouble
     if explained and found is not None:
         why_not = [account["trouble"]] if "trouble" in account else []
         start = facts.get("start", {})
         starting = gate.starting(start.get("why", "") if _is_of(start, found) else "")
-        why_not += explain.why_not_ready(said, _low(said)) if said is facts else [starting]
+        if said is facts:
+            why_not += explain.why_not_ready(said, _low(said))
+        elif not full:  # else it may have been connected for long, and could not write that
+            why_not.append(starting)
         told = {"full": explain.full(said), "rejections": explain.rejections(facts)}
         account["explain"] = {"ready": not why_not, "why_not": why_not, **told}
     facts = said

@@ -145,10 +145,15 @@ def test_bad_settings_cost_a_line_each_and_the_worker_works(rig: Rig) -> None:
         "OTEL_TRACES_SAMPLER": "dice",
         "OTEL_TRACES_SAMPLER_ARG": "unheard",
     }
+    asked = {name: text for name, text in rig.env.items() if name.startswith("OTEL_")}
+    plain = {name: text for name, text in asked.items() if not name.endswith("_HEADERS")}
+    told = "env | grep ^OTEL_ | grep -v _HEADERS= | sort >"
+    rig.config["backend"]["direct"] |= {"inherit_environment": [*plain], "setup_command": f"{told} {rig.place}/hook"}
     worker = rig.start()
     until(lambda: len(warnings(worker)) >= len(expected), "the warnings")
-    rig.plane.wait_acknowledged(rig.submit("exit 0"))
-    asked = {name: text for name, text in rig.env.items() if name.startswith("OTEL_")}
+    rig.plane.wait_acknowledged(rig.submit(f"{told} {rig.place}/agent"))
+    for who in ("hook", "agent"):  # they get what was set, and not what is read in its place
+        assert (rig.place / who).read_text().splitlines() == sorted(f"{n}={text}" for n, text in plain.items()), who
     probes = host.probes(Settings(worker_id="w"), asked)
     judged = "; ".join(probe.run().said for probe in probes if probe.name in ("extras", "ports"))
     assert worker.stop() == 0

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from oz_worker import rows, slots
+from oz_worker.engine import disk
 from oz_worker.model import Key, ReportKind
 from oz_worker.process import identify
 from oz_worker.rows import OutboxRow, TaskRow
@@ -94,6 +95,44 @@ def test_what_an_earlier_process_wrote_is_not_taken_for_the_state_of_one_that_st
     assert "connected" not in shown.stdout
 
 
+ON_A_FULL_DISK = """
+import pathlib, sqlite3, sys, time
+from oz_worker import cli
+from tests.unit import test_status_odd as odd
+disk = pathlib.Path(sys.argv[1])
+directory = odd.state(disk)
+slot = odd.held(directory, worker={"start_ticks": "1"}, intake={"troubles": [], "full": "", "at": time.time()})
+db = sqlite3.connect(directory / "inst" / "state.db")  # a worker has it open
+db.execute("SELECT * FROM facts").fetchall()
+try:
+    with (disk / "rest").open("wb", buffering=0) as rest:
+        while rest.write(bytes(4096)):
+            pass
+except OSError:
+    raise SystemExit(cli.main(["status", "--explain", "--state-dir", str(directory)]))
+"""
+
+
+def test_one_whose_start_fell_on_a_full_disk_is_not_called_starting(tmp_path: Path) -> None:
+    """It may be connected for long: what is written down is that of the process before it."""
+    script = f'mount -t tmpfs -o size=2m none {tmp_path} && exec "$0" -c "$1" {tmp_path}'
+    alone = ["unshare", "-m"] if os.geteuid() == 0 else ["unshare", "-rm"]
+    argv = [*alone, "/bin/sh", "-c", script, sys.executable, ON_A_FULL_DISK]
+    shown = subprocess.run(argv, capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert re.findall("takes no task: (.*)", shown.stdout) == [
+        "its disk is full, so it could not write down how it is; free some space"
+    ]
+
+
+def test_a_disk_that_counts_no_blocks_is_not_full() -> None:
+    """As a tmpfs without limit and some of FUSE; proc is one that is everywhere."""
+    proc = Path("/proc")
+    assert os.statvfs(proc).f_blocks == 0
+    assert not disk.full(proc)
+    assert disk.DiskGuard((proc,), min_free=1, min_inodes=1).trouble() == ""
+
+
 def test_a_worker_that_cannot_write_or_hangs_is_told_by_its_silence(tmp_path: Path) -> None:
     directory = state(tmp_path)
     slot = held(directory, intake={"troubles": [], "full": "", "at": time.time() - 600})
@@ -158,6 +197,33 @@ from oz_worker import cli
 with contextlib.redirect_stdout(io.StringIO()):
     cli.main(sys.argv[1:])  # whatever is imported late may be root's
 {AS_NOBODY}"""
+
+
+def test_the_services_directory_does_not_hide_the_users_own_worker() -> None:
+    """Where others may list the service's state but not read its instances."""
+    with tempfile.TemporaryDirectory() as place:
+        os.chmod(place, 0o755)
+        own, service = state(Path(place) / "oz-worker"), state(Path(place) / "service", "t-2")
+        service.chmod(0o755)
+        for path in (own, *own.rglob("*")):
+            os.chown(path, 65534, 65534)
+        of_service = f"from oz_worker.config import paths; paths.SERVICE_STATE = {str(service)!r}"
+        slot = held(own, intake={"troubles": [], "full": "", "at": time.time()})
+
+        def said(home: str, *words: str) -> subprocess.CompletedProcess[str]:
+            argv = [sys.executable, "-c", f"{of_service}{AS_NOBODY}", *words]
+            environ = {**os.environ, "XDG_STATE_HOME": home}
+            return subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=SECONDS, check=False)
+
+        for closed, mode in ((service / "inst", 0o700), (service / "inst" / "lock", 0o600)):
+            (service / "inst").chmod(0o755)
+            closed.chmod(mode)
+            shown, alone = said(place, "status"), said(f"{place}/none", "status")
+            assert (shown.returncode, shown.stderr) == (0, "")
+            assert shown.stdout.startswith("worker w (inst): ")
+            assert (alone.returncode, alone.stderr.count("\n")) == (3, 1), "it is the only one"
+            assert f"{service}/inst/lock cannot be read" in alone.stderr
+        slot.release()
 
 
 @pytest.mark.parametrize("closed", ["the directory", "an instance"])
