@@ -15,6 +15,7 @@ from typing import Callable, Protocol
 from oz_worker import about, rows
 from oz_worker.backends.base import PROOF_SECONDS, Unit
 from oz_worker.engine import verdict
+from oz_worker.engine.account import Account
 from oz_worker.engine.follow import Follower, Source
 from oz_worker.engine.instance import Instance
 from oz_worker.engine.outbox import Outbox
@@ -90,6 +91,7 @@ class Task:
             accepted_at=row.accepted_at,
             reattached=unit.spec is None,
         )
+        self._account = Account(row, around.meters, self.span)
 
     # -- orders, from any thread
 
@@ -172,7 +174,7 @@ class Task:
     def _start(self) -> None:
         if self.row.cause is not None:
             raise Stopped
-        self._log_edge("preparing")
+        self._account.edge("preparing")
         self.span.event("task.started")
         self.instance.change(self.row, lambda row: _step(row, Event.PREPARE))
         began = time.monotonic()
@@ -185,7 +187,7 @@ class Task:
         self.span.event("backend.started", backend=self.row.backend)
         self._around.meters.observe("oz_worker_dispatch_seconds", time.monotonic() - self._made_at)
         self.instance.change(self.row, _started, lambda _saved: self._around.runs())
-        self._log_edge(f"running, output: {self.instance.backend.output_at(self.unit)}")
+        self._account.edge(f"running, output: {self.instance.backend.output_at(self.unit)}")
 
     def _after_fault(self, error: Exception) -> ExitFacts:
         """The unit may be running: it must not outlive its report."""
@@ -207,10 +209,10 @@ class Task:
         if facts.dispatched and self._hand_over(facts):
             return
         if facts.dispatched:  # another cause was committed first; `stop`, which cancels by itself, was not called
-            self._say_trouble("cancel_command", self.instance.backend.cancel_dispatched(self.unit))
-        self._say_trouble("cancel_command", facts.uncancelled)
+            self._account.trouble("cancel_command", self.instance.backend.cancel_dispatched(self.unit))
+        self._account.trouble("cancel_command", facts.uncancelled)
         well = facts.code == 0 and facts.reason is None and self.unit.cause is None  # then nobody reads the tail
-        tail = "" if well else self._guarded(lambda: self._around.output.tail(self.instance.backend, self.unit))
+        tail = "" if well else self._account.guarded(lambda: self._around.output.tail(self.instance.backend, self.unit))
         report_of: list[OutboxRow] = []
 
         def fix(db: sqlite3.Connection | None) -> None:
@@ -234,7 +236,7 @@ class Task:
                 report.id = rows.add_report(db, report)
 
         self._settle(fix, report_of)
-        self._log_end(facts, tail)
+        self._account.ended(facts, tail)
 
     def _settle(self, work: Callable[[sqlite3.Connection | None], None], report_of: list[OutboxRow]) -> None:
         """Run *work*, which fixes one report, and wait until it is durable, or known not to be."""
@@ -279,9 +281,9 @@ class Task:
         if self.row.state is not State.DISPATCHED:
             return False
         self.released = True
-        self._count_end()
+        self._account.counted()
         self._around.slot_freed(self)
-        self._log_edge("dispatched")
+        self._account.edge("dispatched")
         return True
 
     def _finish(self) -> None:
@@ -289,9 +291,9 @@ class Task:
         backend, unit = self.instance.backend, self.unit
         if self.row.state is State.ENDING and not self.released:
             if not self._stopped and not self.row.remains:
-                self.row.remains = self._guarded(lambda: backend.stragglers(unit))
+                self.row.remains = self._account.guarded(lambda: backend.stragglers(unit))
             with unit.waiting(lambda: "teardown_command"):
-                self._say_trouble("teardown", self._guarded(lambda: backend.teardown(unit)))
+                self._account.trouble("teardown", self._account.guarded(lambda: backend.teardown(unit)))
             self._release()
             logger.debug("task %s: nothing is left to do before its report, which may leave now", self.key)
         if self.row.state is State.ENDING:
@@ -302,7 +304,7 @@ class Task:
             if asked:
                 self._send_closed().wait()  # a stop that finds this thread done must find the report in the outbox
             if self._around.output.copies(unit) or self._around.follower is not None:
-                self._say_trouble("output", self._guarded(lambda: backend.collect(unit)))
+                self._account.trouble("output", self._account.guarded(lambda: backend.collect(unit)))
             if self._around.follower is not None:
                 self._around.follower.finish(self.source())
             self._around.output.keep_copy(self.instance.path, self.unit, self.row)
@@ -310,8 +312,8 @@ class Task:
             self.instance.change(self.row, _left_until_heard, lambda _saved: self._say_if_due())
             return
         keep = self.row.keep_until is not None
-        trouble = self._guarded(lambda: backend.clean_up(unit, keep=keep))
-        self._say_trouble("clean-up", trouble)
+        trouble = self._account.guarded(lambda: backend.clean_up(unit, keep=keep))
+        self._account.trouble("clean-up", trouble)
         logger.debug("task %s: %s", self.key, "what is left of it is kept" if keep else "its traces are removed")
 
         def removed(row: TaskRow) -> None:
@@ -341,7 +343,7 @@ class Task:
 
         self.instance.transact(self.row, release, then)
         released.wait()
-        self._count_end()
+        self._account.counted()
         self._around.outbox.send(report, self.instance.store, self.acknowledged)
 
     def _report_of_earlier_process(self) -> OutboxRow:
@@ -383,7 +385,7 @@ class Task:
         self.unit.order_stop(Cause.SHUTDOWN, 0)
         with self.unit.waiting(lambda: f"the proof that {self.row.remains} is gone; its slot stays taken until then"):
             while self.row.remains:
-                self.row.remains = self._guarded(lambda: self.instance.backend.stop(self.unit).remains)
+                self.row.remains = self._account.guarded(lambda: self.instance.backend.stop(self.unit).remains)
                 if self.row.remains:
                     self.unit.wait(PROOF_SECONDS)
         self.awaiting_proof = False
@@ -426,52 +428,6 @@ class Task:
 
         self.instance.transact(self.row, close, then)
         return sent
-
-    # -- what people see
-
-    def _count_end(self) -> None:
-        row, meters = self.row, self._around.meters
-        seconds = max(0.0, (row.ended_at or 0) - row.accepted_at)
-        meters.count("oz_worker_tasks_completed_total", result=row.result)
-        meters.observe("oz_worker_task_duration_seconds", seconds, result=row.result)
-        if row.result == "failed":
-            meters.count("oz_worker_task_failures_total", phase="backend", reason=row.reason)
-            if verdict.failed_to_start(row.reason, agent_started=row.agent_started, seconds=seconds):
-                meters.count("oz_worker_task_sandbox_startup_failures_total", reason=row.reason)
-            code = {} if row.exit_code is None else {"exit_code": row.exit_code}
-            self.span.event("task.failed", phase="backend", reason=row.reason, **code)
-        else:
-            self.span.event("task.completed" if row.result == "succeeded" else f"task.{row.result}")
-
-    def _log_edge(self, what: str) -> None:
-        logger.info("task %s %s", self.key, what)
-
-    def _log_end(self, facts: ExitFacts, tail: str) -> None:
-        row = self.row
-        if row.result == "failed":
-            code = f", exit code {row.exit_code}" if row.exit_code else ""
-            detail = f". {facts.detail}" if facts.detail else ""
-            logger.warning("task %s failed: %s%s%s", self.key, row.reason, code, detail)
-            if tail:
-                logger.warning("task %s last output:\n%s", self.key, tail)
-        else:
-            logger.info("task %s %s", self.key, row.result)
-
-    def _guarded(self, call: Callable[[], str]) -> str:
-        """A backend's call after the end: its failure becomes a sentence, the report goes out all the same."""
-        try:
-            return call()
-        except Exception as error:
-            logger.exception("task %s: internal error after its end", self.key)
-            return f"internal error ({type(error).__name__}: {error})"
-
-    def _say_trouble(self, what: str, sentence: str) -> None:
-        if sentence:
-            phase_reason = {"teardown": "teardown_command", "cancel_command": "cancel_command"}.get(what, "cleanup")
-            self._around.meters.count("oz_worker_task_failures_total", phase="cleanup", reason=phase_reason)
-            failed = "cancel.failed" if what == "cancel_command" else "cleanup.failed"
-            self.span.event(failed, phase="cleanup", reason=phase_reason)
-            logger.warning("task %s: %s: %s", self.key, what, sentence)
 
 
 def _step(row: TaskRow, event: Event) -> None:
