@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from pathlib import Path
 
@@ -14,8 +15,7 @@ from tests.rig import SAFETY, until
 
 def test_a_stop_while_the_engine_hangs_proves_nothing_and_loses_nothing(tmp_path: Path, own_engine: OwnEngine) -> None:
     engine = own_engine()
-    with ControlPlane() as plane:
-        rig = DockerRig(tmp_path, plane, engine, load_images(engine))
+    with ControlPlane() as plane, contextlib.closing(DockerRig(tmp_path, plane, engine, load_images(engine))) as rig:
         rig.config["stop_grace"] = "0s"
         worker = rig.start()
         running = rig.submit("echo up > $HOME/up; while :; do sleep 0.1; done")

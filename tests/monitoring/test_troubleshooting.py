@@ -93,7 +93,7 @@ def test_the_command_of_an_alert_works_beside_the_shipped_unit_once_its_file_nam
     del rig.config["state_dir"]
     worker = rig.start(env={"STATE_DIRECTORY": f"{rig.state_dir}:{rig.workspaces}"})
     rig.plane.down()
-    worker.wait_log("disconnected")
+    worker.wait_log("disconnected|Next try in")  # the second when it was cut in its handshake
     told = ALERTS["OzWorkerDisconnected"]["annotations"]["description"]
     (command,) = re.findall(r"python -m oz_worker (status [^`]*)`", told)
     words = command.replace("FILE", str(rig.place / "config.yaml")).split()
