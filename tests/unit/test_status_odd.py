@@ -182,10 +182,10 @@ def test_two_workers_one_of_them_with_a_damaged_database(tmp_path: Path) -> None
 
 
 AS_NOBODY = """
-import os, sys
+import contextlib, io, os, sys
 from oz_worker import cli, rows, store
-from oz_worker.config import commands, flags
-from oz_worker.observe import status
+with contextlib.redirect_stderr(io.StringIO()):
+    cli.main(["status", "--state-dir", "/nowhere"])  # whatever is imported late, also by the library, may be root's
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 raise SystemExit(cli.main(sys.argv[1:]))
 """
